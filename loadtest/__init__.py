@@ -1,0 +1,1 @@
+"""Load tests, simulations and benchmarks of the gateway. They see it as its users do: nothing here imports `sluice`."""

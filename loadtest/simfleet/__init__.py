@@ -1,0 +1,1 @@
+"""A fleet of simulated vLLM workers in one process: engine model, wire, faults. See docs/simfleet.md."""

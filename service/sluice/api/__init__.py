@@ -1,0 +1,1 @@
+"""The HTTP endpoints: thin functions over the gateway."""

@@ -1,0 +1,168 @@
+"""From what a client asks to a `Call`: its body is read, its route found, the request made ready for a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs
+
+from sluice.bulk import BulkReader, BulkRequest
+from sluice.directory import Directory, Target
+from sluice.errors import MethodNotAllowed, NotFound
+from sluice.gateway import Served
+from sluice.middleware import Visit
+from sluice.response_ids import ResponseIds, not_found, worker_mark
+from sluice.types import Body, Call, Endpoint, Tenant
+from sluice.wire.requests import Prepared, Request, parse
+
+GOES_UP = (b"traceparent", b"tracestate")
+SWITCHED = {
+    Endpoint.TOKENIZE: "tokenize",
+    Endpoint.DETOKENIZE: "detokenize",
+    Endpoint.TRANSCRIPTIONS: "transcriptions",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is asked of a stored response: to get it, or to cancel it."""
+
+    response_id: str
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """Where a request goes: its route, the one worker that can answer it, and the id that its response shall have."""
+
+    target: Target
+    pinned_worker: str | None
+    response_id: str | None
+
+
+class CallMaker:
+    """Makes calls out of requests. A body in pieces is a large one, and is read in the process that is there for them."""
+
+    def __init__(self, *, routes: Mapping[str, Served], directory: Directory, ids: ResponseIds, bulk: BulkReader) -> None:
+        self._routes = routes
+        self._directory = directory
+        self._ids = ids
+        self._bulk = bulk
+
+    async def call(self, visit: Visit, tenant: Tenant, endpoint: Endpoint, body: Body, content_type: str) -> Call:
+        """Raises what is wrong with the request: `BadRequest`, `ModelNotFound`, `NotFound`."""
+        if isinstance(body, bytes):
+            request = parse(endpoint, body, content_type)
+            aim = self._aim(endpoint, request, tenant)
+            prepared = request.prepare(aim.target.rules, model=aim.target.served_model, response_id=aim.response_id)
+            return self._made(visit, tenant, endpoint, request.model, aim, prepared, prepared.body)
+        async with self._bulk.read(endpoint, body, content_type) as large:
+            aim = self._aim(endpoint, large, tenant)
+            prepared, pieces = await large.prepare(aim.target.rules, model=aim.target.served_model, response_id=aim.response_id)
+            return self._made(visit, tenant, endpoint, large.model, aim, prepared, pieces)
+
+    def _aim(self, endpoint: Endpoint, request: Request | BulkRequest, tenant: Tenant) -> Aim:
+        target = self._directory.find(request.model, tenant)
+        _check_open(endpoint, target)
+        pinned, response_id = None, None
+        if endpoint is Endpoint.RESPONSES and target.settings.responses_store:
+            if request.previous_response_id is not None:
+                mark = self._ids.worker_mark(request.previous_response_id, tenant.name)
+                pinned = self._worker_of(mark, {target.route})[1]
+            if request.store is not False:
+                response_id = self._ids.placeholder
+        return Aim(target, pinned, response_id)
+
+    def _made(
+        self, visit: Visit, tenant: Tenant, endpoint: Endpoint, model: str, aim: Aim, prepared: Prepared, body: Body
+    ) -> Call:
+        return self._base(
+            visit,
+            tenant,
+            aim.target,
+            endpoint,
+            model=model,
+            pinned_worker=aim.pinned_worker,
+            body=body,
+            content_type=prepared.content_type,
+            stamp=self._stamp(body, tenant) if aim.response_id else None,
+            stream=prepared.stream,
+            wants_usage=prepared.wants_usage,
+        )
+
+    def stored(self, visit: Visit, tenant: Tenant, stored: Stored) -> Call:
+        """`GET /v1/responses/{id}` and `POST .../cancel`: to the one worker that has it, if it is this tenant's."""
+        method = "POST" if stored.action == "cancel" else "GET"
+        if visit.scope["method"] != method:
+            raise MethodNotAllowed(method)
+        response_id = stored.response_id
+        mark = self._ids.worker_mark(response_id, tenant.name)
+        allowed = {name for name in self._routes if tenant.may_use(name)}
+        route, url = self._worker_of(mark, allowed)
+        target = self._directory.find(route, tenant)
+        query, stream = _stored_query(visit.scope.get("query_string", b""))
+        action = "/cancel" if stored.action else ""
+        path = f"{Endpoint.RESPONSES.value}/{response_id}{action}{query if not action else ''}"
+        is_stream = stream and not action
+        return self._base(
+            visit, tenant, target, Endpoint.RESPONSES, path=path, method=method, pinned_worker=url, stream=is_stream
+        )
+
+    def _base(self, visit: Visit, tenant: Tenant, target: Target, endpoint: Endpoint, path: str = "", **asked: Any) -> Call:
+        """The call: what the request is, with what the client asked for in `asked`."""
+        return Call(
+            id=visit.id,
+            tenant=tenant,
+            route=target.route,
+            endpoint=endpoint,
+            headers=_trace_context(visit.headers),
+            started_at=visit.started_at,
+            deadline=visit.started_at + target.settings.timeouts.total_s,
+            path=path or endpoint,
+            **asked,
+        )
+
+    def _worker_of(self, mark: str, routes: set[str]) -> tuple[str, str]:
+        """Route and URL of the worker with this mark; raises `NotFound` where it is gone."""
+        for name in routes:
+            for worker in self._routes[name].pool.workers:
+                if self._routes[name].settings.responses_store and worker_mark(worker.url) == mark:
+                    return name, worker.url
+        raise not_found()
+
+    def _stamp(self, body: Body, tenant: Tenant) -> Callable[[str], Body]:
+        """The body for a worker that is yet to be picked: its id takes the place that was kept for it."""
+        placeholder = self._ids.placeholder.encode()
+
+        def stamp(worker_url: str) -> Body:
+            response_id = self._ids.new(worker_url, tenant.name).encode()
+            if isinstance(body, bytes):
+                return body.replace(placeholder, response_id)
+            # What we wrote ourselves is a piece of its own.
+            return tuple(piece.replace(placeholder, response_id) if len(piece) < 1024 else piece for piece in body)
+
+        return stamp
+
+
+def _trace_context(headers: Mapping[bytes, bytes]) -> tuple[tuple[str, str], ...]:
+    """The only headers of a client that go up (W3C Trace Context)."""
+    if b"traceparent" not in headers:
+        return ()
+    return tuple((name.decode(), headers[name].decode("latin-1")) for name in GOES_UP if name in headers)
+
+
+def _check_open(endpoint: Endpoint, target: Target) -> None:
+    switch = SWITCHED.get(endpoint)
+    if switch is not None and switch not in target.settings.open:
+        raise NotFound(f"{endpoint.value} is not open for this model; `routes.{target.route}.open` would list it.")
+
+
+def _stored_query(query: bytes) -> tuple[str, bool]:
+    """The two parameters that vLLM knows here, rebuilt; anything else is left behind."""
+    asked = parse_qs(query.decode("latin-1"))
+    stream = asked.get("stream", ["false"])[-1].lower() == "true"
+    after = asked.get("starting_after", [""])[-1]
+    parts = ["stream=true"] if stream else []
+    parts += [f"starting_after={after}"] if after.isdigit() else []
+    return ("?" + "&".join(parts) if parts else ""), stream

@@ -1,0 +1,214 @@
+"""The composition root: builds everything from the settings, starts it, serves, drains and lets go."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import secrets
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+
+from sluice.access_log import AccessLog
+from sluice.api import docs, errors, models, ops
+from sluice.api.bodies import BodyReader, Buffers
+from sluice.api.calls import CallMaker
+from sluice.api.openai import HotEndpoints
+from sluice.bulk import BulkReader
+from sluice.config import ConfigError, Route, Settings
+from sluice.directory import Directory
+from sluice.gateway import Gateway, Served
+from sluice.keys import Door, door
+from sluice.metrics import Metrics, WorkerRow
+from sluice.middleware import Edge
+from sluice.policies import policy_class
+from sluice.pool import Pool
+from sluice.probes import Prober
+from sluice.response_ids import ResponseIds
+from sluice.server.http_server import HttpServer, bind, make_server, stopping_on_signals
+from sluice.upstream.connections import Connections
+from sluice.worker import Worker
+
+KEYS_WATCH_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A built gateway: two ASGI apps, and what its background loops need."""
+
+    edge: Edge
+    metrics_app: FastAPI
+    readiness: ops.Readiness
+    routes: Mapping[str, Served]
+    door: Door
+    buffers: Buffers
+    bulk: BulkReader
+
+
+def build(settings: Settings, *, clock: Callable[[], float], log: AccessLog | None, metrics: Metrics) -> App:
+    """Everything that handles requests. Raises `ConfigError` where the settings name what is not there."""
+    routes = {name: Served(route, _pool(name, route)) for name, route in settings.routes.items()}
+    directory = Directory(settings.routes)
+    keys = door(settings.auth)
+    readiness = ops.Readiness(lambda: any(served.pool.is_ready for served in routes.values()))
+    buffers = Buffers(settings.server.max_buffered_bytes)
+    bulk = BulkReader()
+    metrics.watch_workers(lambda: _rows(routes))
+    hot = HotEndpoints(
+        gateway=Gateway(routes, clock),
+        routes=routes,
+        calls=CallMaker(routes=routes, directory=directory, ids=ResponseIds(_secret(settings)), bulk=bulk),
+        door=keys,
+        reader=BodyReader(settings.server.body_limit_bytes, settings.client_timeouts, clock),
+        buffers=buffers,
+        metrics=metrics,
+        clock=clock,
+    )
+    rest = FastAPI(title="Sluice", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    errors.install(rest)
+    rest.include_router(models.router(directory, routes, keys))
+    rest.include_router(ops.router(readiness, metrics.registry, keys))
+    docs.install(rest)
+    edge = Edge(hot, rest, origins=settings.server.cors_origins, log=log, clock=clock, wall_clock=time.time)
+    return App(edge, ops.metrics_app(readiness, metrics.registry), readiness, routes, keys, buffers, bulk)
+
+
+async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal, or cancellation, ends it at once.
+
+    `on_ready` is called once the port answers. Raises `ConfigError` before anything is served, for a port that is taken too.
+    """
+    loop = asyncio.get_running_loop()
+    metrics = Metrics.of_process()
+    async with AsyncExitStack() as stack:
+        log = stack.enter_context(AccessLog(sys.stdout.fileno(), metrics.access_lines_dropped))
+        app = build(settings, clock=time.monotonic, log=log if settings.server.access_log else None, metrics=metrics)
+        servers = [_server(stack, app.edge, settings, settings.server.port, settings.drain_timeout_s, on_ready)]
+        if settings.server.metrics_port is not None:
+            servers.append(_server(stack, app.metrics_app, settings, settings.server.metrics_port, 1))
+        await stack.enter_async_context(background(app, settings))
+        _tame_collector()
+        _allow_many_files()
+        stack.enter_context(stopping_on_signals(loop, lambda: _stop(app, servers[0][0])))
+        await _serve(*servers)
+
+
+@asynccontextmanager
+async def background(app: App, settings: Settings) -> AsyncIterator[None]:
+    """The loops that run beside the requests: probes, and the keys file. They end with the block."""
+    async with app.bulk, _connections_of(app), asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(app.door.watch(KEYS_WATCH_S))]
+        for served in app.routes.values():
+            route = served.settings
+            for worker in served.pool.workers:
+                prober = Prober(worker, settings.probes, served_model=route.served_model or served.pool.route)
+                running.append(tasks.create_task(prober.run()))
+        try:
+            yield
+        finally:
+            for task in running:
+                task.cancel()
+
+
+@asynccontextmanager
+async def _connections_of(app: App) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        for served in app.routes.values():
+            for worker in served.pool.workers:
+                worker.connections.close()
+
+
+def _pool(name: str, route: Route) -> Pool:
+    policy = policy_class(name, route.policy)
+    workers = []
+    for url in route.workers.static:
+        connections = Connections(
+            url,
+            api_key=_api_key(route),
+            ca_file=route.workers.ca_file,
+            connect_s=route.timeouts.connect_s,
+        )
+        workers.append(Worker(url, connections))
+    return Pool(name, workers, policy())
+
+
+def _api_key(route: Route) -> str | None:
+    return os.environ.get(route.workers.api_key_env) if route.workers.api_key_env else None
+
+
+def _secret(settings: Settings) -> bytes:
+    """What signs ids of stored responses. Without a configured one, they end with this process."""
+    if settings.server.secret_env:
+        return os.environ[settings.server.secret_env].encode()
+    return secrets.token_bytes(32)
+
+
+def _rows(routes: Mapping[str, Served]) -> list[WorkerRow]:
+    return [
+        (name, worker.url, worker.in_flight, 1.0 if worker.is_healthy else 0.0)
+        for name, served in routes.items()
+        for worker in served.pool.workers
+    ]
+
+
+def _server(
+    stack: AsyncExitStack,
+    app: Any,
+    settings: Settings,
+    port: int,
+    drain_timeout_s: float,
+    on_started: Callable[[], None] | None = None,
+) -> tuple[HttpServer, socket.socket]:
+    try:
+        listener = stack.enter_context(bind(settings.server.host, port))
+    except OSError as exc:
+        where = f"{settings.server.host}:{port}"
+        raise ConfigError(f"cannot listen on {where}: {exc.strerror}; choose another port or stop who has it") from exc
+    server = make_server(
+        app,
+        settings.server,
+        settings.client_timeouts,
+        port=port,
+        drain_timeout_s=drain_timeout_s,
+        on_started=on_started,
+    )
+    return server, listener
+
+
+async def _serve(main: tuple[HttpServer, socket.socket], *others: tuple[HttpServer, socket.socket]) -> None:
+    """Run the main server to its end, and the others as long: a drain is watched on the metrics port."""
+    async with asyncio.TaskGroup() as tasks:
+        for server, listener in others:
+            tasks.create_task(server.serve(sockets=[listener]))
+        await main[0].serve(sockets=[main[1]])
+        for server, _ in others:
+            server.stop()
+
+
+def _tame_collector() -> None:
+    """A call leaves no cycles behind, so the collector has little to do, and must not walk all modules to find that out."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def _allow_many_files() -> None:
+    """Each stream holds two connections, and the 1,024 files of a shell are soon all in use."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _stop(app: App, server: HttpServer) -> None:
+    """First signal: drain. Second one: leave at once."""
+    app.readiness.is_draining = True
+    server.stop()

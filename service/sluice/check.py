@@ -1,0 +1,109 @@
+"""`sluice check`: asks every worker whether it is up and serves what its route says, and says what to do where not.
+
+Workers are believed in nothing: what they answer is bounded in time, size and shape, and only printable names are shown.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from sluice.config import Route, Settings
+from sluice.http_json import HttpJson, HttpJsonError
+from sluice.policies import policy_class
+from sluice.probes import parse_models
+
+MAX_MODELS_SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one worker of one route answered. `advice` is empty where there is nothing to do."""
+
+    route: str
+    worker: str
+    health: str
+    models: tuple[str, ...] = ()
+    max_model_len: int | None = None
+    advice: str = ""
+
+
+async def examine(settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
+    """A finding for each worker of each route, in the file's order; `ConfigError` where a policy cannot be loaded."""
+    for name, route in settings.routes.items():
+        policy_class(name, route.policy)
+    async with HttpJson() as http:
+        examinations = [
+            _worker(http, name, route, url, environment, settings.probes.timeout_s)
+            for name, route in settings.routes.items()
+            for url in route.workers.static
+        ]
+        return list(await asyncio.gather(*examinations))
+
+
+async def _worker(
+    http: HttpJson, name: str, route: Route, url: str, environment: Mapping[str, str], timeout_s: float
+) -> Finding:
+    variable = route.workers.api_key_env
+    headers = {"authorization": f"Bearer {environment.get(variable, '')}"} if variable else {}
+    ca_file = route.workers.ca_file
+    try:
+        await http.get_text(f"{url}/health", headers=headers, timeout_s=timeout_s, ca_file=ca_file)
+    except HttpJsonError as exc:
+        return Finding(name, url, _short(exc), advice=_health_advice(exc, timeout_s))
+    try:
+        answer = await http.get_json(f"{url}/v1/models", headers=headers, timeout_s=timeout_s, ca_file=ca_file)
+        models = {model.id: model.max_model_len for model in parse_models(answer)}
+    except HttpJsonError as exc:
+        return Finding(name, url, "up", advice=_models_advice(exc, variable))
+    served = route.served_model or name
+    missing = [wanted for wanted in (served, *route.adapters) if wanted not in models]
+    advice = ""
+    if served in missing:
+        advice = f"does not list {served!r}, but {_list(tuple(models))}: set served_model to one of these"
+    elif missing:
+        advice = f"does not list {_list(tuple(missing))}: load it there, or take it out of the route's adapters"
+    return Finding(name, url, "up", tuple(models), models.get(served), advice)
+
+
+def _short(exc: HttpJsonError) -> str:
+    return str(exc.status) if exc.status is not None else exc.kind
+
+
+def _health_advice(exc: HttpJsonError, timeout_s: float) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+        return "its certificate is not from a known authority: set ca_file to that authority's certificate"
+    if exc.kind == "refused":
+        return f"is it running, and are host and port right? ({exc})"
+    if exc.kind == "timeout":
+        return f"silent for {timeout_s:g} s: it hangs, or is still loading its model; see its log"
+    if exc.kind == "status":
+        return f"/health says {exc.status}: its engine is down or still loading its model; see its log"
+    return f"does not speak plain HTTP as vLLM does: http or https, and the right port? ({exc})"
+
+
+def _models_advice(exc: HttpJsonError, variable: str | None) -> str:
+    if exc.status in (401, 403):
+        if variable:
+            return f"refuses the key in {variable}: it must be the one that vLLM was started with (--api-key)"
+        return "wants a key: put vLLM's --api-key into an environment variable and its name into api_key_env"
+    return f"has no list of models: is this vLLM? ({exc})"
+
+
+def _list(names: Sequence[str]) -> str:
+    """The first few names, each cut: printable they are, or `parse_models` would have left them out."""
+    shown = [one[:80] for one in names[:MAX_MODELS_SHOWN]]
+    more = [f"and {len(names) - MAX_MODELS_SHOWN} more"] if len(names) > MAX_MODELS_SHOWN else []
+    return ", ".join(shown + more) or "nothing"
+
+
+def as_table(findings: Sequence[Finding]) -> Table:
+    table = Table("route", "worker", "health", "models", "max_model_len", "verdict")
+    for one in findings:
+        length = "-" if one.max_model_len is None else str(one.max_model_len)
+        models = _list(one.models) if one.models else "-"
+        cells = [one.route, one.worker, one.health, models, length, "bad" if one.advice else "good"]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table

@@ -1,0 +1,207 @@
+"""The `sluice` command: reads arguments, runs one command, and turns what went wrong into one line and an exit code.
+
+0  it went well
+1  the command ran and found something wrong, or could not do it
+2  the command line itself is wrong
+3  it will never start like this: a bad configuration, no keys file, a port that is taken
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+import uvloop
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sluice import __version__, up
+from sluice.check import Finding, as_table, examine
+from sluice.config import ConfigError, Settings, load
+from sluice.keys import door
+from sluice.keys_file import KeyEntry, add_to_file, checked_name, instant, new_key, read_keys, revoke_in_file
+
+
+class Exit(IntEnum):
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NEVER_STARTS = 3
+
+
+class RunServer(Protocol):
+    """Serves until it is told to stop; `on_ready` is called once it listens. Raises `ConfigError` if it never can."""
+
+    def __call__(self, settings: Settings, *, on_ready: Callable[[], None] | None = None) -> Coroutine[Any, Any, None]: ...
+
+
+def main(arguments: Sequence[str], *, run_server: RunServer) -> int:
+    args = _parser(run_server).parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except ConfigError as exc:
+        _say(*str(exc).splitlines())
+        return Exit.NEVER_STARTS
+    except KeyboardInterrupt:
+        return 130
+
+
+def serve(args: argparse.Namespace) -> int:
+    settings = load(args.config)
+    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
+    where = f" on http://{host}:{settings.server.port}" if settings.server.port else ""
+    run_server: RunServer = args.run_server
+    uvloop.run(run_server(settings, on_ready=lambda: _say(f"ready{where}")))
+    return Exit.OK
+
+
+def check(args: argparse.Namespace) -> int:
+    settings = load(args.config)
+    door(settings.auth)  # refuses what `serve` would refuse
+    if settings.auth.mode == "keys":
+        num_usable = sum(_state(entry) == "good" for entry in read_keys(settings.auth.keys_file))
+        hint = "" if num_usable else ": nobody may call until `sluice key new` has made one"
+        _say(f"{settings.auth.keys_file}: {num_usable} usable keys{hint}")
+    return _report(asyncio.run(examine(settings, os.environ)))
+
+
+def _report(findings: Sequence[Finding]) -> int:
+    _show(as_table(findings))
+    for one in findings:
+        if one.advice:
+            _say(f"{one.route}: {one.worker}: {one.advice}")
+    return Exit.FAILED if any(one.advice for one in findings) else Exit.OK
+
+
+def key_new(args: argparse.Namespace) -> int:
+    settings = load(args.config, environment=None)
+    now = datetime.now(UTC)
+    unknown = sorted(set(args.routes or ()) - set(settings.routes))
+    if unknown:
+        _say(f"no such route: {', '.join(unknown)} (the configuration has {', '.join(settings.routes)})")
+        return Exit.USAGE
+    if args.expires is not None and args.expires <= now:
+        _say(f"--expires {args.expires.isoformat()} has passed")
+        return Exit.USAGE
+    key, entry = new_key(args.tenant, scopes=args.scope, routes=args.routes, expires=args.expires, now=now)
+    add_to_file(settings.auth.keys_file, entry)
+    _say(f"{entry.id} for {entry.tenant} is in {settings.auth.keys_file}, as a hash; this is the only time it is shown:")
+    if settings.auth.mode == "open":
+        _say("note: auth.mode is open, so nobody is asked for a key")
+    print(key, flush=True)
+    return Exit.OK
+
+
+def key_list(args: argparse.Namespace) -> int:
+    table = Table("id", "tenant", "scopes", "routes", "created", "expires", "state")
+    for entry in read_keys(load(args.config, environment=None).auth.keys_file):
+        routes = "all" if entry.routes is None else ", ".join(entry.routes)
+        expires = "never" if entry.expires is None else f"{entry.expires:%Y-%m-%d %H:%M}"
+        created = f"{entry.created:%Y-%m-%d %H:%M}"
+        cells = [entry.id, entry.tenant, ", ".join(entry.scopes) or "-", routes, created, expires, _state(entry)]
+        table.add_row(*(Text(cell) for cell in cells))
+    _show(table)
+    return Exit.OK
+
+
+def key_revoke(args: argparse.Namespace) -> int:
+    path = load(args.config, environment=None).auth.keys_file
+    if not revoke_in_file(path, args.id):
+        _say(f"{path}: there is no key {args.id}; `sluice key list` shows them")
+        return Exit.FAILED
+    _say(f"{args.id} is disabled; gateways that are running notice within seconds")
+    return Exit.OK
+
+
+def version(args: argparse.Namespace) -> int:
+    print(f"sluice {__version__}")
+    return Exit.OK
+
+
+def _state(entry: KeyEntry) -> str:
+    if entry.disabled:
+        return "disabled"
+    return "expired" if entry.expires is not None and entry.expires <= datetime.now(UTC) else "good"
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(f"sluice: {line}", file=sys.stderr)
+
+
+def _show(table: Table) -> None:
+    """As wide as the terminal; for a file or a pipe, wide enough for a URL not to be broken."""
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _argument(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A check of ours as an argparse type, with its own words for what is wrong."""
+
+    def checked(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from exc
+
+    return checked
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(checked_name(part.strip()) for part in text.split(","))
+
+
+def _parser(run_server: RunServer) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sluice", description="An OpenAI-compatible gateway for vLLM.")
+    parser.add_argument("--version", action="version", version=f"sluice {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    here = "run a model, its workers and the gateway on this machine, from nothing"
+    example = "sluice up\nsluice up --model ./my-model --replicas 2 --port 8080"
+    up.add_arguments(_command(commands, "up", up.run, here, example, takes_config=False))
+    _command(commands, "serve", serve, "run the gateway", "sluice serve --config sluice.yaml")
+    _command(commands, "check", check, "validate the configuration and ask every worker", "sluice check")
+    _key_commands(commands)
+    _command(commands, "version", version, "print the version", "sluice version", takes_config=False)
+    parser.set_defaults(run_server=run_server)
+    return parser
+
+
+def _key_commands(commands: Any) -> None:
+    key = commands.add_parser("key", help="make, list and revoke API keys", description="Make, list and revoke API keys.")
+    inner = key.add_subparsers(required=True, metavar="COMMAND")
+    example = "key=$(sluice key new --tenant research)\nsluice key new --tenant ops --scope admin --expires 2030-12-31"
+    new = _command(inner, "new", key_new, "make a key; it alone goes to stdout, only its hash is kept", example)
+    new.add_argument("--tenant", required=True, type=_argument(checked_name), help="who is limited and billed for it")
+    new.add_argument("--scope", action="append", default=[], choices=["admin"], help="what it may do besides calls")
+    new.add_argument("--routes", type=_argument(_names), metavar="A,B", help="the only routes it may use (default: all)")
+    new.add_argument("--expires", type=_argument(instant), metavar="DATE", help="from when on it is refused (UTC)")
+    _command(inner, "list", key_list, "list the keys", "sluice key list")
+    revoke = _command(inner, "revoke", key_revoke, "disable a key", "sluice key revoke key_0a1b2c3d4e5f")
+    revoke.add_argument("id", help="the key's id, as `sluice key list` shows it")
+
+
+def _command(
+    commands: Any,
+    title: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    example: str,
+    *,
+    takes_config: bool = True,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        title,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog="example:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if takes_config:
+        parser.add_argument("--config", type=Path, default=Path("sluice.yaml"), metavar="FILE", help="default: sluice.yaml")
+    parser.set_defaults(run=run)
+    return parser

@@ -1,0 +1,45 @@
+"""Which route a model's name leads to, and what the worker calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sluice.config import Route
+from sluice.errors import ModelNotFound
+from sluice.types import Tenant
+from sluice.wire.requests import Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where calls for one name go: the route, its rules, and the model's name on its workers."""
+
+    route: str
+    settings: Route
+    rules: Rules
+    served_model: str
+
+
+class Directory:
+    """Every name that a client may use: routes, their aliases and their adapters."""
+
+    def __init__(self, routes: Mapping[str, Route]) -> None:
+        self._targets: dict[str, Target] = {}
+        for name, route in routes.items():
+            rules = Rules.of(name, route)
+            target = Target(name, route, rules, route.served_model or name)
+            for spelled in (name, *route.aliases):
+                self._targets[spelled] = target
+            for adapter in route.adapters:
+                self._targets[adapter] = Target(name, route, rules, adapter)
+
+    def find(self, model: str, tenant: Tenant) -> Target:
+        """Raises `ModelNotFound` for a name that does not exist and for one that this tenant may not use, alike."""
+        target = self._targets.get(model)
+        if target is None or not tenant.may_use(target.route):
+            raise ModelNotFound(model)
+        return target
+
+    def names(self, tenant: Tenant) -> dict[str, Target]:
+        return {name: target for name, target in self._targets.items() if tenant.may_use(target.route)}

@@ -1,0 +1,240 @@
+"""Every error that a client can be told, as one tree. Nobody else builds an error response.
+
+    GatewayError                       status  code                     whose fault   retry
+    ├── BadRequest                     400     -                        downstream    no
+    │   ├── ContextTooLong             400     context_length_exceeded  downstream    no
+    │   ├── NotFound                   404     -                        downstream    no
+    │   │   └── ModelNotFound          404     model_not_found          downstream    no
+    │   ├── MethodNotAllowed           405     -                        downstream    no
+    │   ├── RequestTimeout             408     -                        downstream    yes
+    │   ├── BodyTooLarge               413     -                        downstream    no
+    │   ├── UnsupportedMediaType       415     -                        downstream    no
+    │   └── HeadTooLarge               431     -                        downstream    no
+    ├── Unauthenticated                401     invalid_api_key          downstream    no
+    ├── Forbidden                      403     -                        downstream    no
+    ├── RateLimited                    429     rate_limit_exceeded      downstream    yes
+    ├── Overloaded                     429     server_overloaded        gateway       yes
+    ├── InternalError                  500     internal_error           gateway       no
+    ├── UpstreamError                  502     worker_failed            upstream      no
+    │   ├── WorkerRefused              502     worker_unreachable       upstream      yes   nothing was computed
+    │   │   └── WorkerFull             429     server_overloaded        upstream      yes   nothing was computed
+    │   ├── WorkerUnavailable          503     no_worker_available      upstream      yes
+    │   └── WorkerTimeout              504     worker_timeout           upstream      no
+    └── WorkerRejected                 as the worker's                  as status     as status
+
+`retryable` is written as `x-should-retry`. Overload is 429 and not 503: clients repeat 5xx in storms (Chatbox up to
+five times, ignoring Retry-After). A 5xx after the worker has computed says "do not retry": a repeat would pay for it
+again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import orjson
+
+from sluice.types import Source
+
+
+class GatewayError(Exception):
+    """An error with everything a client needs: status, OpenAI's type and code, and whether to retry.
+
+    `retry_after_s` is how long a client should wait; it is sent as whole seconds (1 to 60) and in milliseconds.
+    """
+
+    status: int = 500
+    type: str = "server_error"
+    code: str | None = None
+    source: Source = Source.GATEWAY
+    retryable: bool = False
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def envelope(self) -> dict[str, Any]:
+        """OpenAI's error object; all four members are always there."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def body(self, *, is_anthropic: bool = False) -> bytes:
+        """The JSON of an error answer. Anthropic's SDKs look for an outer `type` beside the same `error`."""
+        return orjson.dumps({"type": "error"} | self.envelope() if is_anthropic else self.envelope())
+
+    def headers(self) -> list[tuple[str, str]]:
+        """Besides the request id: whether and when to retry."""
+        out = [("content-type", "application/json"), ("x-should-retry", "true" if self.retryable else "false")]
+        if self.retryable and self.status in (429, 503):
+            wait_s = min(60.0, max(0.001, self.retry_after_s if self.retry_after_s is not None else 1.0))
+            out += [("retry-after", str(math.ceil(wait_s))), ("retry-after-ms", str(math.ceil(wait_s * 1000)))]
+        return out
+
+
+class BadRequest(GatewayError):
+    """The client's request is wrong, and will be wrong when repeated."""
+
+    status = 400
+    type = "invalid_request_error"
+    source = Source.DOWNSTREAM
+
+
+class ContextTooLong(BadRequest):
+    """Prompt and answer do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class Unauthenticated(GatewayError):
+    """No key (code null), or one that is unknown, expired or disabled (`invalid_api_key`)."""
+
+    status = 401
+    type = "authentication_error"
+    source = Source.DOWNSTREAM
+
+    def __init__(self, message: str, *, key_was_sent: bool) -> None:
+        super().__init__(message)
+        self.code = "invalid_api_key" if key_was_sent else None
+
+    def headers(self) -> list[tuple[str, str]]:
+        return [*super().headers(), ("www-authenticate", "Bearer")]
+
+
+class Forbidden(GatewayError):
+    """The key is good but lacks the scope."""
+
+    status = 403
+    type = "permission_error"
+    source = Source.DOWNSTREAM
+
+
+class NotFound(BadRequest):
+    """No such path, or no such object of this tenant."""
+
+    status = 404
+
+
+class ModelNotFound(NotFound):
+    """No such route, or not one for this key: the two are not told apart."""
+
+    code = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model {_shown(model)} does not exist or you do not have access to it.", param="model")
+
+
+class MethodNotAllowed(BadRequest):
+    status = 405
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"Method not allowed here; use {allowed}.")
+        self.allowed = allowed
+
+    def headers(self) -> list[tuple[str, str]]:
+        return [*super().headers(), ("allow", self.allowed)]
+
+
+class RequestTimeout(BadRequest):
+    """The client was too slow to send its request."""
+
+    status = 408
+    retryable = True
+
+
+class BodyTooLarge(BadRequest):
+    status = 413
+
+
+class UnsupportedMediaType(BadRequest):
+    status = 415
+
+
+class HeadTooLarge(BadRequest):
+    status = 431
+
+
+class RateLimited(GatewayError):
+    """The tenant has used what it was promised; waiting helps."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    source = Source.DOWNSTREAM
+    retryable = True
+
+
+class Overloaded(GatewayError):
+    """Shed by our own load."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "server_overloaded"
+    retryable = True
+
+
+class InternalError(GatewayError):
+    """Our bug. The traceback is in the log under the request id, and never in the answer."""
+
+    code = "internal_error"
+
+    def __init__(self) -> None:
+        super().__init__("The gateway failed on this request; its log has the details under the request id.")
+
+
+class UpstreamError(GatewayError):
+    """A worker failed after it may have computed something: lost, cut, answered garbage or an error of its own."""
+
+    status = 502
+    code = "worker_failed"
+    source = Source.UPSTREAM
+
+
+class WorkerRefused(UpstreamError):
+    """The worker did no work for this call (connect failed, reset before any byte, queue full): another may take it."""
+
+    code = "worker_unreachable"
+    retryable = True
+
+
+class WorkerFull(WorkerRefused):
+    """The worker's queue is full. Where all of them are, the client is told 429: it would repeat a 5xx at once."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "server_overloaded"
+
+
+class WorkerUnavailable(UpstreamError):
+    """No worker of the route can take a call now."""
+
+    status = 503
+    code = "no_worker_available"
+    retryable = True
+
+
+class WorkerTimeout(UpstreamError):
+    """A worker was silent for longer than the route allows."""
+
+    status = 504
+    code = "worker_timeout"
+
+
+class WorkerRejected(GatewayError):
+    """A worker's own error answer, its status kept and its body normalised to OpenAI's shape."""
+
+    TYPES: ClassVar[dict[int, str]] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.status = status
+        self.code = code
+        if status < 500:
+            self.type = self.TYPES.get(status, "invalid_request_error")
+        self.source = Source.DOWNSTREAM if status < 500 and status != 429 else Source.UPSTREAM
+        self.retryable = status in (429, 503)
+
+
+def _shown(text: str, limit: int = 80) -> str:
+    """A client's text as it may stand in a message: bounded and quoted."""
+    return f"`{text}`" if len(text) <= limit else f"`{text[:limit]}...`"

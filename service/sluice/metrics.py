@@ -1,0 +1,176 @@
+"""Every metric of the gateway, declared in one place and shown on a registry that is handed in.
+
+Label values come from the configuration (routes, workers, endpoints) or from fixed sets (status, source), never from a
+request. What a call updates is plain numbers that only the event loop changes, shown when they are scraped: a tenth of what
+the client library's locked values cost.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sluice.types import Outcome
+
+FIRST_EVENT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
+DURATION_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
+OVERHEAD_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+KINDS = ("prompt", "completion", "cached")
+
+# What the gauges of a worker show at a scrape: route, worker, in flight, 1 where healthy and 0 where not or unknown.
+WorkerRow = tuple[str, str, int, float]
+
+
+class Histogram:
+    """Observations by bucket; the last count is of those beyond every bound."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def show(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
+        total, buckets = 0, []
+        for bound, count in zip((*map(str, map(float, self._bounds)), "+Inf"), self._counts, strict=True):
+            total += count
+            buckets.append((bound, total))
+        family.add_metric(labels, buckets, self._sum)
+
+
+class RouteMetrics:
+    """The numbers of one route."""
+
+    __slots__ = ("duration", "first_event", "overhead", "retries", "tokens")
+
+    def __init__(self) -> None:
+        self.duration = Histogram(DURATION_S)
+        self.first_event = Histogram(FIRST_EVENT_S)
+        self.overhead = Histogram(OVERHEAD_S)
+        self.retries = 0
+        self.tokens = {True: [0, 0, 0], False: [0, 0, 0]}  # by whether they are exact, as in KINDS
+
+
+class Metrics(Collector):
+    """What calls, keys and the access log count, and the gauges of workers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._calls: dict[tuple[str, str, int, str | None], int] = {}
+        self._routes: dict[str, RouteMetrics] = {}
+        self._authentication_failures = 0
+        self._lines_dropped = 0
+        self._workers: Callable[[], Iterable[WorkerRow]] = tuple
+        registry.register(self)
+
+    @classmethod
+    def of_process(cls) -> Metrics:
+        """Those of a whole process: with its memory, file descriptors, CPU time and garbage collections."""
+        registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        return cls(registry)
+
+    def watch_workers(self, rows: Callable[[], Iterable[WorkerRow]]) -> None:
+        """Show the workers that `rows` yields at each scrape; a worker that is gone leaves no series behind."""
+        self._workers = rows
+
+    def call_ended(self, route: str, endpoint: str, outcome: Outcome) -> None:
+        """The one update of a call."""
+        key = (route, endpoint, outcome.status, outcome.source)
+        self._calls[key] = self._calls.get(key, 0) + 1
+        numbers = self._routes.get(route)
+        if numbers is None:
+            numbers = self._routes[route] = RouteMetrics()
+        numbers.duration.observe(outcome.duration_s)
+        if outcome.overhead_s is not None:
+            numbers.overhead.observe(outcome.overhead_s)
+        if outcome.first_event_s is not None:
+            numbers.first_event.observe(outcome.first_event_s)
+        if outcome.attempts > 1:
+            numbers.retries += outcome.attempts - 1
+        usage = outcome.usage
+        tokens = numbers.tokens[usage.exact]
+        tokens[0] += usage.prompt_tokens
+        tokens[1] += usage.completion_tokens
+        tokens[2] += usage.cached_tokens
+
+    def authentication_failed(self) -> None:
+        self._authentication_failures += 1
+
+    def access_lines_dropped(self, count: int) -> None:
+        self._lines_dropped += count
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._shown_calls()
+        yield from self._shown_routes()
+        yield CounterMetricFamily(
+            "sluice_authentication_failures",
+            "Requests without a key or with a bad one.",
+            value=self._authentication_failures,
+        )
+        yield CounterMetricFamily(
+            "sluice_access_lines_dropped",
+            "Access lines lost because their reader was too slow.",
+            value=self._lines_dropped,
+        )
+        yield from self._shown_workers()
+
+    def _shown_calls(self) -> Metric:
+        family = CounterMetricFamily(
+            "sluice_calls",
+            "Calls that ended, by HTTP status and by whose fault a failure was (downstream, gateway, upstream, none).",
+            labels=["route", "endpoint", "status", "source"],
+        )
+        for (route, endpoint, status, source), count in list(self._calls.items()):
+            family.add_metric([route, endpoint, str(status), source or "none"], count)
+        return family
+
+    def _shown_routes(self) -> Iterator[Metric]:
+        duration = HistogramMetricFamily(
+            "sluice_call_duration_seconds", "From the arrival of a call to its last byte.", labels=["route"]
+        )
+        first_event = HistogramMetricFamily(
+            "sluice_time_to_first_event_seconds", "From the arrival of a streamed call to its first event.", labels=["route"]
+        )
+        overhead = HistogramMetricFamily(
+            "sluice_overhead_seconds",
+            "Time from the arrival of a call to the moment it is written to a worker.",
+            labels=["route"],
+        )
+        retries = CounterMetricFamily("sluice_retries", "Attempts after the first one of a call.", labels=["route"])
+        tokens = CounterMetricFamily(
+            "sluice_tokens",
+            "Tokens as the workers counted them (exact=true) or as we did (exact=false).",
+            labels=["route", "kind", "exact"],
+        )
+        for route, numbers in list(self._routes.items()):
+            numbers.duration.show(duration, [route])
+            numbers.first_event.show(first_event, [route])
+            numbers.overhead.show(overhead, [route])
+            retries.add_metric([route], numbers.retries)
+            for exact, counts in numbers.tokens.items():
+                for kind, count in zip(KINDS, counts, strict=True):
+                    tokens.add_metric([route, kind, str(exact).lower()], count)
+        yield from (duration, first_event, overhead, retries, tokens)
+
+    def _shown_workers(self) -> Iterator[Metric]:
+        in_flight = GaugeMetricFamily(
+            "sluice_worker_in_flight", "Calls that occupy a slot on the worker now.", labels=["route", "worker"]
+        )
+        up = GaugeMetricFamily(
+            "sluice_worker_up", "1 where the last probe found the worker healthy.", labels=["route", "worker"]
+        )
+        for route, worker, count, healthy in self._workers():
+            in_flight.add_metric([route, worker], count)
+            up.add_metric([route, worker], healthy)
+        yield from (in_flight, up)

@@ -1,0 +1,257 @@
+"""Runs an exchange for a client: the hot path down, clients that leave or read slowly, errors before and after the start.
+
+A `Downstream` is the way to one client. There are two: the pump of `server`, which writes to the transport without waking
+a task, and `AsgiDownstream`, which works under any ASGI server. Relay does not ask which one it holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, Self
+
+from sluice.asgi import Headers, Message, Receive, Send
+from sluice.errors import GatewayError, InternalError
+from sluice.gateway import Exchange, Gateway
+from sluice.types import Call, Endpoint, Outcome, Source, Usage
+from sluice.wire.events import dialect_of
+
+EVENT_STREAM: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+CLIENT_LEFT = 499  # nginx's status for it; nobody receives it, logs and metrics show it
+HIGH_WATER_BYTES = 65_536
+
+logger = logging.getLogger("sluice.relay")
+
+
+class Downstream(Protocol):
+    """The way to one client. Rule of use: inside `async with`, either `respond` once, or `start`, `write`s and `finish`.
+
+    All of them return at once; bytes for a client that has left go nowhere. While the client reads too slowly `on_pause`
+    has been called and `on_resume` will be. When the client leaves, the task that entered the block is cancelled and
+    `is_gone` is true.
+    """
+
+    started: bool
+    is_gone: bool
+    on_pause: Callable[[], None]
+    on_resume: Callable[[], None]
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *exc: object) -> None: ...
+    def respond(self, status: int, headers: Headers, body: bytes) -> None: ...
+    def start(self, status: int, headers: Headers, first: bytes) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def finish(self) -> None: ...
+
+
+class Relay:
+    """One call for one client: `run` returns how it ended, and everything it took has been let go by then."""
+
+    def __init__(self, gateway: Gateway, call: Call, clock: Callable[[], float], *, early_s: float | None = None) -> None:
+        self._call = call
+        self._clock = clock
+        self._early_s = early_s
+        self._exchanging = gateway.exchange(call)
+        self._early: asyncio.TimerHandle | None = None
+
+    async def run(self, downstream: Downstream) -> Outcome:
+        """Serve the call. Raises `CancelledError` only where somebody other than the client's leaving cancelled it."""
+        error: GatewayError | None = None
+        try:
+            if self._early_s is not None and self._call.stream:
+                self._arm_early(downstream)
+            async with self._exchanging as exchange:
+                self._disarm_early()
+                error = await self._relay(exchange, downstream)
+        except GatewayError as exc:
+            error = exc
+            refuse(downstream, exc, self._call.endpoint)
+        except asyncio.CancelledError:
+            if not downstream.is_gone:
+                raise
+            _forgive_cancellation()
+        except Exception:
+            logger.exception("call %s failed inside the gateway", self._call.id)
+            error = InternalError()
+            refuse(downstream, error, self._call.endpoint)
+        finally:
+            self._disarm_early()
+        return self._outcome(error, downstream)
+
+    async def _relay(self, exchange: Exchange, downstream: Downstream) -> GatewayError | None:
+        events = exchange.events
+        if events is None:
+            downstream.respond(200, [(b"content-type", exchange.content_type.encode("latin-1"))], exchange.body)
+            return None
+        downstream.on_pause, downstream.on_resume = exchange.pause, exchange.resume  # the first write may be too much
+        if downstream.started:
+            downstream.write(exchange.first)
+        else:
+            downstream.start(200, EVENT_STREAM, exchange.first)
+        if not events.broken:
+            await exchange.pipe(downstream.write)
+        if events.broken:
+            downstream.write(events.dialect.error_event(events.broken))
+        downstream.finish()
+        return events.broken
+
+    def _arm_early(self, downstream: Downstream) -> None:
+        """Commit the 200 before the first event: keeps impatient proxies quiet, and turns later errors into events."""
+        assert self._early_s is not None
+        if downstream.started:
+            downstream.write(b": keep-alive\n\n")
+        self._early = asyncio.get_running_loop().call_later(self._early_s, self._commit_early, downstream)
+
+    def _commit_early(self, downstream: Downstream) -> None:
+        if not downstream.started:
+            downstream.start(200, EVENT_STREAM, b"")
+        self._arm_early(downstream)
+
+    def _disarm_early(self) -> None:
+        if self._early is not None:
+            self._early.cancel()
+            self._early = None
+
+    def _outcome(self, error: GatewayError | None, downstream: Downstream) -> Outcome:
+        call, exchanging = self._call, self._exchanging
+        exchange = exchanging.exchange
+        events = exchange.events if exchange else None
+        is_done = downstream.started and (not call.stream or (events is not None and events.done))
+        status, source, code = 200, None, None
+        if error is not None:
+            status, source, code = error.status, error.source, error.code
+        elif downstream.is_gone and not is_done:
+            status, source, code = CLIENT_LEFT, Source.DOWNSTREAM, "client_left"
+        sent_at, opened_at = exchanging.sent_at, exchanging.opened_at
+        return Outcome(
+            status=status,
+            source=source,
+            code=code,
+            worker=exchanging.worker.url if exchanging.worker else None,
+            usage=exchange.usage if exchange else Usage(),
+            attempts=exchanging.attempts,
+            first_event_s=opened_at - call.started_at if opened_at is not None and events is not None else None,
+            overhead_s=sent_at - call.started_at if sent_at is not None else None,
+            duration_s=self._clock() - call.started_at,
+        )
+
+
+def refuse(downstream: Downstream, error: GatewayError, endpoint: Endpoint | None = None) -> None:
+    """Tell the client: as a status while that is possible, else as the event that ends its stream."""
+    if downstream.started:
+        downstream.write(dialect_of(endpoint or Endpoint.CHAT).error_event(error))
+        downstream.finish()
+        return
+    headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers()]
+    downstream.respond(error.status, headers, error.body(is_anthropic=endpoint is Endpoint.MESSAGES))
+
+
+def _forgive_cancellation() -> None:
+    """The cancellation was ours, asked for by a client that left: the task goes on and leaves in order."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()
+
+
+class AsgiDownstream:
+    """The way to a client under any ASGI server: a task that writes what has gathered, one that waits for the leaving.
+
+    What gathers is bounded, by `on_pause`; how long a client may take to read it is the server's business.
+    """
+
+    def __init__(self, receive: Receive, send: Send, extra: Iterable[tuple[bytes, bytes]]) -> None:
+        self.started = False
+        self.is_gone = False
+        self.on_pause: Callable[[], None] = _nothing
+        self.on_resume: Callable[[], None] = _nothing
+        self._receive = receive
+        self._send = send
+        self._extra = list(extra)
+        self._messages: deque[Message] = deque()
+        self._num_bytes = 0
+        self._is_paused = False
+        self._has_work = asyncio.Event()
+        self._is_finished = False
+        self._owner: asyncio.Task[Any]
+
+    async def __aenter__(self) -> Self:
+        owner = asyncio.current_task()
+        assert owner is not None
+        self._owner = owner
+        self._watcher = asyncio.create_task(self._watch())
+        self._writer = asyncio.create_task(self._drain())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._watcher.cancel()
+        if exc[0] is not None or self.is_gone:
+            self._writer.cancel()
+        else:
+            self._is_finished = True
+            self._has_work.set()
+        results = await asyncio.gather(self._watcher, self._writer, return_exceptions=True)
+        if exc[0] is None and isinstance(results[1], Exception):
+            raise results[1]
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        length = (b"content-length", str(len(body)).encode())
+        self._put({"type": "http.response.start", "status": status, "headers": [*headers, *self._extra, length]})
+        self._put({"type": "http.response.body", "body": body})
+        self.started = True
+
+    def start(self, status: int, headers: Headers, first: bytes) -> None:
+        self.started = True
+        self._put({"type": "http.response.start", "status": status, "headers": [*headers, *self._extra]})
+        self._put({"type": "http.response.body", "body": first, "more_body": True})
+
+    def write(self, data: bytes) -> None:
+        self._put({"type": "http.response.body", "body": data, "more_body": True})
+
+    def finish(self) -> None:
+        self._put({"type": "http.response.body", "body": b""})
+
+    def _put(self, message: Message) -> None:
+        self._messages.append(message)
+        self._has_work.set()
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > HIGH_WATER_BYTES and not self._is_paused:
+            self._is_paused = True
+            self.on_pause()
+
+    async def _drain(self) -> None:
+        while True:
+            await self._has_work.wait()
+            self._has_work.clear()
+            while self._messages:
+                message = self._messages.popleft()
+                try:
+                    await self._send(message)
+                except OSError:  # a server's word for a client that has left
+                    self._leave()
+                    return
+                self._num_bytes -= len(message.get("body", b""))
+            if self._is_paused:
+                self._is_paused = False
+                self.on_resume()
+            if self._is_finished:
+                return
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._leave()
+
+    def _leave(self) -> None:
+        if not self.is_gone and not self._is_finished:
+            self.is_gone = True
+            self._owner.cancel()
+
+
+def _nothing() -> None:
+    pass

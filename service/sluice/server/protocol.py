@@ -1,0 +1,242 @@
+"""One client's connection: uvicorn's httptools protocol with what it lacks.
+
+What a client may do, and what becomes of it: a head that is late is cut off, one that is too large or no HTTP gets an error
+of ours; more than is asked for at once (connections, pipelined requests) is refused; a body that goes on after its answer is
+passed over for a moment; an answer that is not read is cut off. Requests that came before something bad on the same
+connection are still answered. Trailers are read and forgotten; an upgrade is declined by answering as if it had not been
+asked for, with the body, which uvicorn would lose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from contextlib import suppress
+from typing import Any, Final
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from sluice.asgi import PUMP
+from sluice.config import ClientTimeouts
+from sluice.errors import BadRequest, GatewayError, HeadTooLarge, Overloaded
+from sluice.server.pump import Pump
+
+MAX_HEAD_BYTES = 65_536
+MAX_PIPELINED = 100
+MAX_REFUSED_CONNECTIONS = 100  # beyond `max_connections`; those beyond that are closed without a word
+LINGER_S = 2.0
+NOWHERE: Final[Any] = deque(maxlen=0)  # forgets what is appended to it
+
+logger = logging.getLogger("sluice.server")
+
+
+class Protocol(HttpToolsProtocol):
+    """One client's connection, with at most one pump open on it."""
+
+    def __init__(self, *args: Any, timeouts: ClientTimeouts, max_connections: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pump: Pump | None = None
+        self._timeouts = timeouts
+        self._max_connections = max_connections
+        # What is read. A head is awaited from the end of an answer on; its bytes, and those of trailers, are counted.
+        self._awaits_head = True
+        self._head_bytes = 0
+        self._num_read = 0
+        self._read_timer: asyncio.TimerHandle | None = None  # for a head, or for what comes after the last answer
+        self._is_deaf = False  # nothing that comes from here on is a request
+        # What is written
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._is_held = False  # the next answer waits until the client has read the one before
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        num_too_many = len(self.connections) - self._max_connections
+        if num_too_many <= 0:
+            self._read_timer = self.loop.call_later(self._timeouts.header_s, self._head_is_late)
+        elif num_too_many <= MAX_REFUSED_CONNECTIONS:
+            self._refuse(Overloaded("Too many connections; try again in a moment."))
+        else:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_deaf = True
+        self._head_is_done()
+        self._calm()
+        super().connection_lost(exc)
+        if self.pump is not None:
+            self.pump.gone()
+
+    # What the client sends
+    def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
+        self._unset_keepalive_if_required()
+        self._num_read = len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self._refuse(BadRequest("The request is not valid HTTP."))
+            return
+        if self._awaits_head or (self.cycle.more_body and not self.cycle.message_event.is_set()):
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse_head()
+            elif self._awaits_head and self._read_timer is None:
+                self._read_timer = self.loop.call_later(self._timeouts.header_s, self._head_is_late)
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as exc:
+                data = self._without_upgrade() + data[exc.args[0] :]
+
+    def _without_upgrade(self) -> bytes:
+        """The head that has just been read, for a second reading: the parser passes over the body of one with an upgrade."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("we are no forward proxy")
+        lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.scope["headers"] if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _should_upgrade(self) -> bool:
+        return True  # so that uvicorn makes no request of the first reading
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if not self._awaits_head:  # it begins behind another one: how much of this read is its head, nobody tells
+            self._awaits_head = True
+            self._head_bytes = -self._num_read
+
+    def on_headers_complete(self) -> None:
+        self._head_is_done()
+        if self._head_bytes + self._num_read > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES:
+            self._refuse_head()
+            raise httptools.HttpParserError
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise httptools.HttpParserError
+        super().on_headers_complete()
+        self.scope["extensions"] = {PUMP: Pump(self, self.cycle)}  # type: ignore[dict-item]
+        self.headers = NOWHERE  # trailers are no headers
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _head_is_done(self) -> None:
+        self._awaits_head = False
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    def _head_is_late(self) -> None:
+        self._read_timer = None
+        if self._ends_after_answers():
+            return
+        self.transport.abort()
+
+    # What the client reads
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall_timer = self.loop.call_later(self._timeouts.write_stall_s, self.transport.abort)
+        if self.pump is not None:
+            self.pump.on_pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._calm()
+        if self.pump is not None:
+            self.pump.on_resume()
+        if self._is_held:
+            self._is_held = False
+            self._next()
+
+    def _calm(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    # How requests and connections end
+    def on_response_complete(self) -> None:
+        """Where every answer ends: on to the next request, or to the end of the connection."""
+        cycle = self.cycle
+        if cycle.response_complete and cycle.more_body:
+            self._hang_up()
+        elif cycle.response_complete and not cycle.keep_alive:
+            self._close()
+        elif self.flow.write_paused:
+            self._is_held = True
+        else:
+            self._next()
+
+    def _next(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and not self._awaits_head:
+            self._awaits_head = True
+            self._head_bytes = 0
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def _ends_after_answers(self) -> bool:
+        """Whether whole requests are waiting for their answers: then they get them, and the connection ends."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            return False
+        self._is_deaf = True
+        cycle.keep_alive = False
+        return True
+
+    def _refuse_head(self) -> None:
+        self._refuse(HeadTooLarge(f"The request's headers are larger than {MAX_HEAD_BYTES} bytes."))
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Answer what never became a request, or whose body broke off; then hang up."""
+        if self._is_deaf:
+            return
+        self._head_is_done()
+        if self._ends_after_answers():
+            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started or self.pipeline:
+                self.transport.abort()  # in the middle of an answer there is no place for another
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if self.pump is not None:
+                self.pump.gone()
+        request_id = f"req-{os.urandom(6).hex()}"
+        logger.info("%s: refused %s: %s", request_id, self.client, error)
+        body = error.body()
+        lines = [STATUS_LINE[error.status], *(f"{name}: {value}\r\n".encode() for name, value in error.headers())]
+        lines.append(b"x-request-id: %b\r\n" % request_id.encode())
+        lines.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body))
+        self.transport.write(b"".join(lines) + body)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Say that nothing more comes, and pass over what the client still sends, for `LINGER_S` at most.
+
+        To close at once would reset the connection under the answer that tells the client why.
+        """
+        self._is_deaf = True
+        self._head_is_done()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        with suppress(OSError):  # the client has just reset the connection; we shall be told
+            self.transport.write_eof()
+        self._read_timer = self.loop.call_later(min(LINGER_S, self._timeouts.body_idle_s), self._close)
+
+    def _close(self) -> None:
+        """Close once the client has taken what is written, for which it has as long as ever."""
+        self._is_deaf = True
+        self.transport.close()
+        is_lost = self.parser is None
+        if not is_lost and self._stall_timer is None and self.transport.get_write_buffer_size():
+            self._stall_timer = self.loop.call_later(self._timeouts.write_stall_s, self.transport.abort)

@@ -1,0 +1,99 @@
+"""The frozen nouns that every layer shares: who calls, what is asked, what it cost and how it ended.
+
+Those that are made for each call are named tuples: a third of what a frozen dataclass of that size costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+Body = bytes | tuple[bytes, ...]  # of a request; a large one lies in the pieces that it came in
+
+
+class Endpoint(StrEnum):
+    """The HTTP paths of a worker that calls may go to; the value is the path on the worker."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
+    RESPONSES = "/v1/responses"
+    MESSAGES = "/v1/messages"
+    COUNT_TOKENS = "/v1/messages/count_tokens"
+    RERANK = "/v1/rerank"
+    SCORE = "/v1/score"
+    TRANSCRIPTIONS = "/v1/audio/transcriptions"
+    TOKENIZE = "/tokenize"
+    DETOKENIZE = "/detokenize"
+
+
+class Source(StrEnum):
+    """Whose fault an error is: the client's side, our own, or the worker's side."""
+
+    DOWNSTREAM = "downstream"
+    GATEWAY = "gateway"
+    UPSTREAM = "upstream"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who is limited and billed. `key_id` names the key in logs and is not secret."""
+
+    name: str
+    key_id: str
+    scopes: frozenset[str] = frozenset()
+    routes: frozenset[str] | None = None  # None: every route
+
+    def may_use(self, route: str) -> bool:
+        return self.routes is None or route in self.routes
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call. `exact` is False where we counted events because the worker could not tell."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    exact: bool = False
+
+
+class Call(NamedTuple):
+    """One parsed client request: everything that the path of a call needs to know, and nothing that changes."""
+
+    # Who asks, and under which name we follow it
+    id: str
+    tenant: Tenant
+    # Where it goes
+    route: str
+    endpoint: Endpoint
+    path: str  # on the worker; differs from the endpoint where an id is part of the path
+    method: str = "POST"
+    pinned_worker: str | None = None  # URL of the only worker that can answer (stored responses)
+    # What is asked
+    model: str = ""  # as the client spelled it; answers carry this name
+    body: Body = b""  # as it goes up
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()  # of the client's, those that may go up
+    stream: bool = False
+    wants_usage: bool = True  # False: the usage chunk was our wish, the client must not see it
+    stamp: Callable[[str], Body] | None = None  # the body for the worker at this URL, where it depends on that
+    # When it must be done, on the event loop's clock
+    started_at: float = 0.0
+    deadline: float = float("inf")
+
+
+class Outcome(NamedTuple):
+    """How a call ended, for the one metric update and the one access line."""
+
+    status: int
+    source: Source | None = None  # None: it went well
+    code: str | None = None
+    worker: str | None = None
+    usage: Usage = Usage()
+    attempts: int = 0
+    first_event_s: float | None = None  # from the start of the call
+    overhead_s: float | None = None  # from the start of the call to the request that went up
+    duration_s: float = 0.0

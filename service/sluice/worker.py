@@ -1,0 +1,61 @@
+"""One vLLM server that we send to, and one occupied slot on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sluice.upstream.connections import Connections
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a worker says of a model it serves. Its `root` (a path on the worker) is left behind."""
+
+    id: str
+    created: int = 0
+    max_model_len: int | None = None
+    parent: str | None = None
+
+
+class Worker:
+    """A worker of one route, identified by its URL."""
+
+    def __init__(self, url: str, connections: Connections) -> None:
+        self.url = url
+        self.connections = connections
+        # Load: calls that hold a lease now. Changed by `lease` alone.
+        self.in_flight = 0
+        # Health: what the last probe saw; None until there was one. Changed by `judge` alone.
+        self.is_healthy: bool | None = None
+        self.trouble = ""
+        self.models: tuple[ModelInfo, ...] = ()
+
+    def __repr__(self) -> str:
+        health = {None: "unknown", True: "healthy", False: "unhealthy"}[self.is_healthy]
+        return f"<Worker {self.url} [{health}, {self.in_flight} in flight]>"
+
+    def judge(self, *, is_healthy: bool, trouble: str = "", models: tuple[ModelInfo, ...] | None = None) -> None:
+        self.is_healthy = is_healthy
+        self.trouble = trouble
+        if models is not None:
+            self.models = models
+
+    def lease(self) -> Lease:
+        """Occupy one slot, by `with`, from admission to the last byte."""
+        return Lease(self)
+
+
+class Lease:
+    """One occupied slot on a worker: in flight + 1 inside the block, whatever happens there."""
+
+    __slots__ = ("worker",)
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    def __enter__(self) -> Lease:
+        self.worker.in_flight += 1
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.worker.in_flight -= 1

@@ -1,0 +1,152 @@
+"""Metrics, read as Prometheus reads them."""
+
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sluice.metrics import DURATION_S, FIRST_EVENT_S, OVERHEAD_S, Metrics
+from sluice.types import Endpoint, Outcome, Source, Usage
+
+CHAT = Endpoint.CHAT.value
+
+
+class Scrape:
+    """One scrape of a registry of its own."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        text = generate_latest(metrics.registry).decode()
+        self.samples = {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.samples.get((name, tuple(sorted(labels.items()))))
+
+    def of(self, name: str) -> dict[tuple[tuple[str, str], ...], float]:
+        return {labels: value for (sample, labels), value in self.samples.items() if sample == name}
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry())
+
+
+WELL = Outcome(200, usage=Usage(10, 5, 2, exact=True), attempts=1, first_event_s=0.3, overhead_s=0.0001, duration_s=2.0)
+
+
+def test_a_call_is_one_update(metrics):
+    metrics.call_ended("smollm2", CHAT, WELL)
+    scrape = Scrape(metrics)
+    assert scrape.of("sluice_calls_total") == {
+        (("endpoint", CHAT), ("route", "smollm2"), ("source", "none"), ("status", "200")): 1
+    }
+    for name, seconds in (
+        ("sluice_call_duration_seconds", 2.0),
+        ("sluice_time_to_first_event_seconds", 0.3),
+        ("sluice_overhead_seconds", 0.0001),
+    ):
+        assert scrape.value(f"{name}_count", route="smollm2") == 1
+        assert scrape.value(f"{name}_sum", route="smollm2") == seconds
+    for kind, count in (("prompt", 10), ("completion", 5), ("cached", 2)):
+        assert scrape.value("sluice_tokens_total", route="smollm2", kind=kind, exact="true") == count
+        assert not scrape.value("sluice_tokens_total", route="smollm2", kind=kind, exact="false")
+    assert scrape.value("sluice_retries_total", route="smollm2") == 0
+
+
+def test_calls_are_counted_by_what_became_of_them(metrics):
+    for source, status in ((None, 200), (Source.UPSTREAM, 502), (Source.DOWNSTREAM, 499), (Source.UPSTREAM, 502)):
+        metrics.call_ended("smollm2", CHAT, Outcome(status, source=source))
+    metrics.call_ended("minilm", Endpoint.EMBEDDINGS.value, Outcome(429, source=Source.GATEWAY))
+    metrics.call_ended("", CHAT, Outcome(401, source=Source.DOWNSTREAM))
+    counted = {tuple(dict(labels)[k] for k in ("route", "endpoint", "status", "source")): value
+               for labels, value in Scrape(metrics).of("sluice_calls_total").items()}  # fmt: skip
+    assert counted == {
+        ("smollm2", CHAT, "200", "none"): 1,
+        ("smollm2", CHAT, "502", "upstream"): 2,
+        ("smollm2", CHAT, "499", "downstream"): 1,
+        ("minilm", "/v1/embeddings", "429", "gateway"): 1,
+        ("", CHAT, "401", "downstream"): 1,
+    }
+
+
+def test_what_did_not_happen_is_not_observed(metrics):
+    metrics.call_ended("smollm2", CHAT, Outcome(503, source=Source.UPSTREAM, duration_s=0.1))
+    scrape = Scrape(metrics)
+    assert scrape.value("sluice_call_duration_seconds_count", route="smollm2") == 1
+    assert scrape.value("sluice_time_to_first_event_seconds_count", route="smollm2") == 0
+    assert scrape.value("sluice_overhead_seconds_count", route="smollm2") == 0
+
+
+def test_retries_are_the_attempts_after_the_first(metrics):
+    for attempts in (0, 1, 3, 2):
+        metrics.call_ended("smollm2", CHAT, Outcome(200, attempts=attempts))
+    assert Scrape(metrics).value("sluice_retries_total", route="smollm2") == 3
+
+
+def test_tokens_that_we_counted_are_kept_apart_from_those_of_the_workers(metrics):
+    metrics.call_ended("smollm2", CHAT, WELL)
+    metrics.call_ended("smollm2", CHAT, Outcome(499, usage=Usage(completion_tokens=7)))
+    scrape = Scrape(metrics)
+    assert scrape.value("sluice_tokens_total", route="smollm2", kind="completion", exact="true") == 5
+    assert scrape.value("sluice_tokens_total", route="smollm2", kind="completion", exact="false") == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "member", "bounds"),
+    [
+        ("sluice_call_duration_seconds", "duration_s", DURATION_S),
+        ("sluice_time_to_first_event_seconds", "first_event_s", FIRST_EVENT_S),
+        ("sluice_overhead_seconds", "overhead_s", OVERHEAD_S),
+    ],
+)
+def test_a_bucket_holds_what_is_not_above_its_bound(metrics, name, member, bounds):
+    for seconds in (0.0, bounds[3], bounds[3] * 1.001, bounds[-1] * 2):
+        metrics.call_ended("smollm2", CHAT, Outcome(200, **{member: seconds}))
+    buckets = {dict(labels)["le"]: value for labels, value in Scrape(metrics).of(f"{name}_bucket").items()}
+    assert list(buckets) == [*map(str, map(float, bounds)), "+Inf"]
+    assert list(buckets.values()) == [*[1] * 3, 2, *[3] * (len(bounds) - 4), 4]
+
+
+def test_failed_authentication_and_dropped_lines_are_counted(metrics):
+    assert Scrape(metrics).value("sluice_authentication_failures_total") == 0
+    metrics.authentication_failed()
+    metrics.access_lines_dropped(3)
+    scrape = Scrape(metrics)
+    assert scrape.value("sluice_authentication_failures_total") == 1
+    assert scrape.value("sluice_access_lines_dropped_total") == 3
+
+
+def test_workers_are_shown_as_they_are_at_the_scrape_and_vanish_with_the_worker(metrics):
+    rows = [("smollm2", "http://a", 3, 1.0), ("smollm2", "http://b", 0, 0.0)]
+
+    def now() -> Iterator[tuple[str, str, int, float]]:
+        yield from rows
+
+    assert Scrape(metrics).of("sluice_worker_up") == {}
+    metrics.watch_workers(now)
+    scrape = Scrape(metrics)
+    assert scrape.value("sluice_worker_in_flight", route="smollm2", worker="http://a") == 3
+    assert scrape.value("sluice_worker_up", route="smollm2", worker="http://a") == 1
+    assert scrape.value("sluice_worker_up", route="smollm2", worker="http://b") == 0
+
+    rows[:] = [("smollm2", "http://b", 2, 1.0)]
+    scrape = Scrape(metrics)
+    assert scrape.of("sluice_worker_in_flight") == {(("route", "smollm2"), ("worker", "http://b")): 2}
+    assert scrape.of("sluice_worker_up") == {(("route", "smollm2"), ("worker", "http://b")): 1}
+
+
+def test_every_metric_has_our_prefix_and_says_what_it_is(metrics):
+    metrics.call_ended("smollm2", CHAT, WELL)
+    families = list(metrics.registry.collect())
+    assert len({family.name for family in families}) == len(families) == 10
+    for family in families:
+        assert family.name.startswith("sluice_") and family.documentation.endswith(".")
+
+
+def test_those_of_a_process_show_its_memory_and_time_too():
+    names = {family.name for family in Metrics.of_process().registry.collect()}
+    assert {"process_resident_memory_bytes", "process_cpu_seconds", "python_gc_collections", "sluice_calls"} <= names

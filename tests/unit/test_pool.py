@@ -1,0 +1,97 @@
+"""The workers of a route: who may be picked, and what the pool says of itself."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from sluice.errors import WorkerUnavailable
+from sluice.pool import Pool
+from sluice.types import Call, Endpoint, Tenant
+from sluice.upstream.connections import Connections
+from sluice.worker import ModelInfo, Worker
+from tests.unit.hot_path import InOrder
+
+URLS = ["http://a", "http://b", "http://c"]
+
+
+def pool(*healths: bool | None) -> Pool:
+    """A pool whose workers a, b, c are healthy, ill or unknown."""
+    workers = [Worker(url, Connections(url)) for url in URLS[: len(healths)]]
+    for worker, is_healthy in zip(workers, healths, strict=True):
+        if is_healthy is not None:
+            worker.judge(is_healthy=is_healthy)
+    return Pool("smollm2", workers, InOrder())
+
+
+def call(pinned: str | None = None) -> Call:
+    path = Endpoint.CHAT
+    return Call(id="1", tenant=Tenant("acme", "k"), route="smollm2", endpoint=path, path=path.value, pinned_worker=pinned)
+
+
+def names(workers: Sequence[Worker]) -> str:
+    return "".join(worker.url[-1] for worker in workers)
+
+
+@pytest.mark.parametrize(
+    ("healths", "candidates"),
+    [
+        ((True, True, True), "abc"),
+        ((True, False, True), "ac"),
+        ((None, False, True), "ac"),
+        ((None, None, None), "abc"),
+        ((False, False, False), ""),
+    ],
+)
+def test_the_ill_are_no_candidates_and_the_unknown_are(healths, candidates):
+    assert names(pool(*healths).candidates(call(), [])) == candidates
+
+
+def test_who_was_tried_is_no_candidate():
+    here = pool(True, True, True)
+    assert names(here.candidates(call(), here.workers[:2])) == "c"
+    assert names(here.candidates(call(), here.workers)) == ""
+
+
+@pytest.mark.parametrize(("health", "candidates"), [(True, "b"), (None, "b"), (False, "")])
+def test_a_pinned_worker_is_the_only_candidate_if_it_is_one_at_all(health, candidates):
+    here = pool(True, health, True)
+    assert names(here.candidates(call("http://b"), [])) == candidates
+    assert names(here.candidates(call("http://elsewhere"), [])) == ""
+
+
+def test_a_lease_is_on_the_worker_that_the_policy_picks():
+    class Last(InOrder):
+        def pick(self, candidates: Sequence[Worker], call: Call, now: float) -> Worker:
+            seen.append((names(candidates), now))
+            return candidates[-1]
+
+    seen: list[tuple[str, float]] = []
+    here = Pool("smollm2", pool(True, False, True).workers, Last())
+    with here.lease(call(), [], 7.5) as lease:
+        assert lease.worker.url == "http://c"
+        assert repr(here) == "<Pool smollm2 [3 workers | 1 in flight]>"
+    assert seen == [("ac", 7.5)]
+    assert repr(here) == "<Pool smollm2 [3 workers | 0 in flight]>"
+
+
+@pytest.mark.parametrize("healths", [(), (False,), (False, False)])
+def test_without_a_candidate_there_is_no_lease(healths):
+    with pytest.raises(WorkerUnavailable, match="No worker of smollm2") as caught:
+        pool(*healths).lease(call(), [], 0.0)
+    assert caught.value.retry_after_s == 2
+
+
+@pytest.mark.parametrize(("healths", "is_ready"), [((), False), ((None,), False), ((False,), False), ((False, True), True)])
+def test_a_pool_is_ready_when_one_worker_was_seen_well(healths, is_ready):
+    assert pool(*healths).is_ready is is_ready
+
+
+def test_models_are_merged_and_the_first_to_name_one_describes_it():
+    here = pool(True, True)
+    here.workers[0].judge(is_healthy=True, models=(ModelInfo("base", max_model_len=1), ModelInfo("one")))
+    here.workers[1].judge(is_healthy=True, models=(ModelInfo("base", max_model_len=2), ModelInfo("two", parent="base")))
+    assert here.models() == {
+        "base": ModelInfo("base", max_model_len=1),
+        "one": ModelInfo("one"),
+        "two": ModelInfo("two", parent="base"),
+    }
