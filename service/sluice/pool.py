@@ -55,4 +55,5 @@ class Pool:
         candidates = self.candidates(call, tried)
         if not candidates:
             raise WorkerUnavailable(f"No worker of {self.route} can take this request now.", retry_after_s=2)
-        return self._policy.pick(candidates, call, now).lease()
+        worker = self._policy.pick(candidates, call, now)
+        return worker.lease(self._policy.prefill_tokens(call, worker))

@@ -80,6 +80,11 @@ class Call(NamedTuple):
     stream: bool = False
     wants_usage: bool = True  # False: the usage chunk was our wish, the client must not see it
     stamp: Callable[[str], Body] | None = None  # the body for the worker at this URL, where it depends on that
+    # What a policy may look at
+    prompt_tokens: int = 0  # estimated
+    prefix: tuple[int, ...] = ()  # `prefix.block_hashes` of the prompt, where the route's policy reads them
+    adapter: str | None = None  # the LoRA adapter that is asked for
+    session: str = ""  # what the route's session header says
     # When it must be done, on the event loop's clock
     started_at: float = 0.0
     deadline: float = float("inf")

@@ -23,8 +23,10 @@ class Worker:
     def __init__(self, url: str, connections: Connections) -> None:
         self.url = url
         self.connections = connections
-        # Load: calls that hold a lease now. Changed by `lease` alone.
+        # Load: calls that hold a lease now, and the prompt tokens of those that have no first event yet, less what is
+        # predicted to be cached there. Changed by `Lease` alone.
         self.in_flight = 0
+        self.prefill_tokens = 0
         # Health: what the last probe saw; None until there was one. Changed by `judge` alone.
         self.is_healthy: bool | None = None
         self.trouble = ""
@@ -40,22 +42,30 @@ class Worker:
         if models is not None:
             self.models = models
 
-    def lease(self) -> Lease:
-        """Occupy one slot, by `with`, from admission to the last byte."""
-        return Lease(self)
+    def lease(self, prefill_tokens: int = 0) -> Lease:
+        """Occupy one slot, by `with`, from admission to the last byte; so many tokens of prompt are to be computed."""
+        return Lease(self, prefill_tokens)
 
 
 class Lease:
     """One occupied slot on a worker: in flight + 1 inside the block, whatever happens there."""
 
-    __slots__ = ("worker",)
+    __slots__ = ("prefill_tokens", "worker")
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, prefill_tokens: int = 0) -> None:
         self.worker = worker
+        self.prefill_tokens = prefill_tokens
 
     def __enter__(self) -> Lease:
         self.worker.in_flight += 1
+        self.worker.prefill_tokens += self.prefill_tokens
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.worker.in_flight -= 1
+        self.prefilled()
+
+    def prefilled(self) -> None:
+        """The first event is there: the prompt weighs on the worker no more."""
+        self.worker.prefill_tokens -= self.prefill_tokens
+        self.prefill_tokens = 0

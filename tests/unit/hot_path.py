@@ -29,14 +29,11 @@ ASK = {"model": MODEL, "messages": [{"role": "user", "content": "Say hi"}]}
 PATIENCE_S = 10.0
 
 
-class InOrder:
+class InOrder(RoutingPolicy):
     """A policy that takes the first candidate."""
 
     def pick(self, candidates: Sequence[Worker], call: Call, now: float) -> Worker:
         return candidates[0]
-
-    def forget(self, worker: Worker) -> None:
-        pass
 
 
 class Line:

@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from sluice.types import Call
+from sluice.types import Call, Usage
 from sluice.worker import Worker
 
 
 class RoutingPolicy(Protocol):
-    """Rule of use: `pick` is called on the event loop for every attempt, never with an empty sequence; it does no I/O,
-    never awaits and returns one of the candidates. Candidates are healthy and were not tried for this call before.
+    """Rule of use: everything is called on the event loop, does no I/O and never awaits. Subclass it: all but `pick` has
+    a default.
+
+    `pick` is called for every attempt, never with an empty sequence, and returns one of the candidates, which are healthy
+    and were not tried for this call before; the call then goes there. `now` is in seconds, on a monotonic clock.
     """
 
     def pick(self, candidates: Sequence[Worker], call: Call, now: float) -> Worker: ...
 
+    def prefill_tokens(self, call: Call, worker: Worker) -> int:
+        """How many tokens of the prompt the worker will have to compute. Asked once, right after `pick`."""
+        return call.prompt_tokens
+
+    def observe(self, call: Call, worker: Worker, usage: Usage) -> None:
+        """What the engine said the call took, once it has ended well; `cached_tokens` corrects what was predicted."""
+        return
+
     def forget(self, worker: Worker) -> None:
-        """The worker has left the pool."""
-        ...
+        """The worker has left the pool, or has lost its cache."""
+        return

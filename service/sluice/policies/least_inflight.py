@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from sluice.policies.base import RoutingPolicy
 from sluice.types import Call
 from sluice.worker import Worker
 
 
-class LeastInflight:
+class LeastInflight(RoutingPolicy):
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
 
@@ -25,6 +26,3 @@ class LeastInflight:
         second = int(self._random.random() * (count - 1))
         a, b = candidates[first], candidates[second + (second >= first)]
         return a if a.in_flight <= b.in_flight else b
-
-    def forget(self, worker: Worker) -> None:
-        pass
