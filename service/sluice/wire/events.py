@@ -20,6 +20,7 @@ from sluice.types import Endpoint, Usage
 from sluice.wire.replies import rejection, usage_of, with_reasoning_content
 
 MAX_EVENT_BYTES = 8_388_608
+TEXT = re.compile(rb'"(?:content|text)":"((?:[^"\\]|\\.)*+)"')
 BORDER = re.compile(rb"\r\n\r\n|\n\n|\r\r|\r\n\n|\n\r\n")
 
 
@@ -140,6 +141,9 @@ class EventStream:
         self.done = False
         self.broken: GatewayError | None = None
         self._usage: Usage | None = None
+        # What the last event of text was, before its text and after it: the next one differs in the text alone
+        self._before = b"\0"
+        self._after = b""
         # `"model":"theirs"` and what to write instead, learnt from the first event
         self._theirs = b""
         self._ours = b""
@@ -151,6 +155,15 @@ class EventStream:
 
     def feed(self, data: bytes) -> bytes:
         """The part of `data` (and of what was held back) that may go down now: whole events, possibly none."""
+        if (
+            data.startswith(self._before)
+            and data.endswith(self._after)
+            and data.find(b'"', len(self._before), -len(self._after)) < 0
+            and self._is_plain
+            and not self._tail
+        ):  # one event of text, and no quote in the text: no name is in it that was not in the last one
+            self.num_events += 1
+            return data.replace(self._theirs, self._ours) if self._theirs else data
         if not self._is_plain or self._tail or data[-2:] != b"\n\n":
             return b"" if self.ended else self._feed_slowly(data)
         if (
@@ -161,7 +174,13 @@ class EventStream:
         ):
             return self._inspect(data)
         self.num_events += data.count(b"\n\n")
+        self._learn_shape(data)
         return data.replace(self._theirs, self._ours) if self._theirs else data
+
+    def _learn_shape(self, data: bytes) -> None:
+        """Where the text stands in an event of chat or completions that holds none of the four names."""
+        if data.find(b"\n\n") == len(data) - 2 and (text := TEXT.search(data)) is not None:
+            self._before, self._after = data[: text.start(1)], data[text.end(1) :]
 
     def finish(self) -> None:
         """The worker's body is over. Without its end marker the stream is broken, whatever it looks like."""

@@ -326,3 +326,47 @@ def test_the_last_event_of_a_broken_stream_holds_the_error_object(endpoint):
     assert event.endswith(b"\n\n") and b"[DONE]" not in event
     assert orjson.loads(rest)["error"] == {"message": "lost", "type": "server_error", "param": None, "code": "worker_failed"}
     assert name == (b"" if endpoint is Endpoint.CHAT else b"event: error\n")
+
+
+SHAPED = [chunk(role="assistant"), chunk("Hello"), chunk(" there")]  # by now the stream knows what its events look like
+
+
+@pytest.mark.parametrize("text", ["error", '"error"', 'say "usage"', "[DONE]", "\\", 'a\\"b', "\n\n", "", "世界"])
+def test_an_event_of_the_known_shape_passes_whatever_its_text(text):
+    stream = chat()
+    for read in (*SHAPED, chunk(text), chunk("more")):
+        assert stream.feed(read) == read
+    assert stream.num_events == 5
+    assert not stream.ended
+
+
+def test_several_events_of_the_known_shape_in_one_read_are_counted_each():
+    stream = chat()
+    assert feed_all(stream, *SHAPED, chunk("a") + chunk("b") + chunk("c"), DONE) == b"".join(
+        [*SHAPED, chunk("a"), chunk("b"), chunk("c"), DONE]
+    )
+    assert stream.usage == Usage(completion_tokens=7)  # [DONE] is counted as ever
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        sse({"error": {"message": "EngineCore died", "code": 500}}),
+        chunk("", finish="abort"),
+        chunk("Hello") + sse({"error": {"message": "EngineCore died", "code": 500}}),
+        sse({"error": {"message": "EngineCore died", "code": 500}}) + chunk("Hello"),
+    ],
+    ids=["error", "abort", "text then error", "error then text"],
+)
+def test_a_failure_after_events_of_the_known_shape_is_seen(bad):
+    stream = chat()
+    feed_all(stream, *SHAPED, bad)
+    assert stream.broken is not None
+    assert not stream.done
+
+
+def test_an_alias_is_put_into_events_of_the_known_shape():
+    stream = EventStream(Dialect(), model="gpt-4o-mini")
+    out = feed_all(stream, *SHAPED, chunk("x"), chunk('"model":"smollm2"'), DONE)
+    assert out.count(b'"model":"gpt-4o-mini"') == 5
+    assert b'\\"model\\":\\"smollm2\\"' in out
