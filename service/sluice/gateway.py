@@ -50,6 +50,7 @@ class Exchange:
         self.body = b""
         self.events: EventStream | None = None
         self.first = b""
+        self.last = b""  # what is left to write when `pipe` is done: the end of the stream, with the answer's own end behind it
         self._whole_usage: Usage | None = None
         # The stream, while it is piped
         self._write: Callable[[bytes], None]
@@ -166,10 +167,10 @@ class Exchange:
         if events.ended:
             return
         out = events.feed(data)
-        if out:
-            self._write(out)
         if events.ended:
-            self._settle(events)
+            self._end(events, out)
+        elif out:
+            self._write(out)
 
     def _on_end(self) -> None:
         events = self.events
@@ -178,6 +179,14 @@ class Exchange:
             events.fail(error)
         events.finish()
         self._resolve()
+
+    def _end(self, events: EventStream, out: bytes) -> None:
+        """The stream's last bytes: where the answer ends with them too, they go down in one write with our answer's end."""
+        if self._sending.connection.is_complete:
+            self.last = out
+        elif out:
+            self._write(out)
+        self._settle(events)
 
     def _settle(self, events: EventStream) -> None:
         """The stream has said its last word. The connection is kept if the worker ends its body soon, as it should."""

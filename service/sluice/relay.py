@@ -47,7 +47,7 @@ class Downstream(Protocol):
     def respond(self, status: int, headers: Headers, body: bytes) -> None: ...
     def start(self, status: int, headers: Headers, first: bytes) -> None: ...
     def write(self, data: bytes) -> None: ...
-    def finish(self) -> None: ...
+    def finish(self, last: bytes = b"") -> None: ...
 
 
 class Relay:
@@ -96,9 +96,10 @@ class Relay:
             downstream.start(200, EVENT_STREAM, exchange.first)
         if not events.broken:
             await exchange.pipe(downstream.write)
+        last = exchange.last
         if events.broken:
-            downstream.write(events.dialect.error_event(events.broken))
-        downstream.finish()
+            last += events.dialect.error_event(events.broken)
+        downstream.finish(last)
         return events.broken
 
     def _arm_early(self, downstream: Downstream) -> None:
@@ -145,8 +146,7 @@ class Relay:
 def refuse(downstream: Downstream, error: GatewayError, endpoint: Endpoint | None = None) -> None:
     """Tell the client: as a status while that is possible, else as the event that ends its stream."""
     if downstream.started:
-        downstream.write(dialect_of(endpoint or Endpoint.CHAT).error_event(error))
-        downstream.finish()
+        downstream.finish(dialect_of(endpoint or Endpoint.CHAT).error_event(error))
         return
     headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers()]
     downstream.respond(error.status, headers, error.body(is_anthropic=endpoint is Endpoint.MESSAGES))
@@ -213,8 +213,8 @@ class AsgiDownstream:
     def write(self, data: bytes) -> None:
         self._put({"type": "http.response.body", "body": data, "more_body": True})
 
-    def finish(self) -> None:
-        self._put({"type": "http.response.body", "body": b""})
+    def finish(self, last: bytes = b"") -> None:
+        self._put({"type": "http.response.body", "body": last})
 
     def _put(self, message: Message) -> None:
         self._messages.append(message)

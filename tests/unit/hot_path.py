@@ -136,8 +136,10 @@ class Client:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def finish(self) -> None:
+    def finish(self, last: bytes = b"") -> None:
         assert self.started and not self.is_complete
+        if last:
+            self.write(last)
         self.is_complete = True
 
     # What tests do

@@ -91,9 +91,12 @@ class Pump:
             return
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
 
-    def finish(self) -> None:
-        if not self.is_gone and self._is_chunked:
-            self._transport.write(b"0\r\n\r\n")
+    def finish(self, last: bytes = b"") -> None:
+        if not self.is_gone:
+            if self._is_chunked:
+                self._transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n")
+            elif last:
+                self._transport.write(last)
         self._complete()
 
     def gone(self) -> None:

@@ -121,7 +121,7 @@ class Connection(asyncio.Protocol):
         # The answer being parsed
         self._headers: list[tuple[bytes, bytes]] = []
         self._bare_bytes = 0  # in reads that brought no body
-        self._complete = False
+        self.is_complete = False  # the answer's end has been read, though its last bytes may still be on their way to the sink
         self._keeps_alive = False
         self._body: list[bytes] = []
         self.on_body = self._body.append  # called by the parser, without a Python frame
@@ -196,13 +196,13 @@ class Connection(asyncio.Protocol):
                 self._sink(body)
             else:
                 answer.data(body)
-        elif not self._complete:
+        elif not self.is_complete:
             self._bare_bytes += len(data)
             if self._bare_bytes > (MAX_BARE_BYTES if answer.status else MAX_HEAD_BYTES):
                 self._fail(answer, "The worker's headers are too large.")
                 return
-        if self._complete:
-            self._complete = False
+        if self.is_complete:
+            self.is_complete = False
             self.num_answers += 1
             self.is_reusable = self._keeps_alive and not self.is_closed
             self._end(answer)
@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
 
     # httptools
     def on_message_begin(self) -> None:
-        if self._complete:
+        if self.is_complete:
             raise httptools.HttpParserError("a second answer to one request")
         self._headers = []
 
@@ -238,7 +238,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() >= 200:
-            self._complete = True
+            self.is_complete = True
             self._keeps_alive = self._parser.should_keep_alive()  # only here does the parser still know
 
     def _fail(self, answer: Answer, message: str) -> None:

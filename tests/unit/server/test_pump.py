@@ -96,6 +96,16 @@ async def test_a_stream_is_chunked_and_an_empty_write_does_not_end_it():
     assert data == b"HTTP/1.1 200 OK\r\ndate: today\r\n" + headers + b"3\r\none\r\nd\r\ntwo and three\r\n0\r\n\r\n"
 
 
+async def test_the_last_bytes_of_a_stream_go_down_with_its_end_in_one_write():
+    def ends(pump: Pump) -> None:
+        pump.start(200, HEADERS, b"one")
+        pump.finish(b"two")
+
+    assert (await sent(Client(), ends)).endswith(b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
+    old = Client(http_version="1.0", keep_alive=False)
+    assert (await sent(old, ends)).endswith(b"\r\n\r\nonetwo")
+
+
 async def test_a_stream_may_begin_with_nothing():
     def early(pump: Pump) -> None:
         pump.start(200, HEADERS, b"")
