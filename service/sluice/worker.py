@@ -17,6 +17,17 @@ class ModelInfo:
     parent: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What a worker's engine last said of its own load, summed over its data-parallel ranks."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_for_capacity: int = 0  # of those, the ones that found no room
+    kv_usage: float = 0.0  # 0 to 1
+    read_at: float = 0.0  # on the event loop's clock
+
+
 class Worker:
     """A worker of one route, identified by its URL."""
 
@@ -31,6 +42,8 @@ class Worker:
         self.is_healthy: bool | None = None
         self.trouble = ""
         self.models: tuple[ModelInfo, ...] = ()
+        # What the last scrape of its metrics showed; None until there was one. Changed by the scraper alone.
+        self.load: EngineLoad | None = None
 
     def __repr__(self) -> str:
         health = {None: "unknown", True: "healthy", False: "unhealthy"}[self.is_healthy]

@@ -1,0 +1,26 @@
+"""The configuration: one YAML file, validated whole before anything starts, frozen, handed to constructors in parts.
+
+A bad file raises `ConfigError`, whose lines name file, line and key. Secrets are never in the file: a member that ends
+in `_env` names an environment variable, one that ends in `_file` a file.
+"""
+
+from sluice.config.base import Section
+from sluice.config.routes import Bounds, Probes, Route, Timeouts, Workers
+from sluice.config.server import Auth, ClientTimeouts, Server
+from sluice.config.settings import Settings, load
+from sluice.yaml_lines import ConfigError
+
+__all__ = [
+    "Auth",
+    "Bounds",
+    "ClientTimeouts",
+    "ConfigError",
+    "Probes",
+    "Route",
+    "Section",
+    "Server",
+    "Settings",
+    "Timeouts",
+    "Workers",
+    "load",
+]

@@ -1,0 +1,72 @@
+"""The sections of a route: its workers, how one of them is picked, and what may be asked of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from sluice.config.base import Count, Positive, Seconds, Section, WorkerUrl
+from sluice.yaml_lines import Mistake
+
+OpenEndpoint = Literal["tokenize", "detokenize", "transcriptions"]
+
+
+class Workers(Section):
+    """The workers of a route, and what they need to let us in."""
+
+    static: tuple[WorkerUrl, ...] = Field(min_length=1)
+    api_key_env: str | None = None
+    ca_file: Path | None = None
+
+    @field_validator("static")
+    @classmethod
+    def _each_once(cls, static: tuple[str, ...]) -> tuple[str, ...]:
+        for position, url in enumerate(static):
+            if url in static[:position]:
+                raise Mistake("this worker stands here twice", position)
+        return static
+
+
+class Timeouts(Section):
+    connect_s: Seconds = 2
+    first_event_s: Seconds = 300
+    silence_s: Seconds = 15
+    total_s: Seconds = 3600
+
+
+class Bounds(Section):
+    """What one request may ask of the shared engine; beyond it the request is refused with a 400."""
+
+    max_n: Positive = 16
+    max_logprobs: Count = 20
+    max_prompts: Positive = 2048  # inputs of one embeddings, rerank, score or completions call
+    min_tokens: bool = True
+    ignore_eos: bool = False
+    beam_search: bool = False
+
+
+class Route(Section):
+    """One model name: its workers, how one of them is picked, and what may be asked of it."""
+
+    workers: Workers
+    served_model: str | None = None
+    policy: str = "least_inflight"
+    aliases: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    max_retries: Annotated[int, Field(ge=0, le=10)] = 2
+    timeouts: Timeouts = Timeouts()
+    bounds: Bounds = Bounds()
+    open: frozenset[OpenEndpoint] = frozenset()
+    media_hosts: tuple[str, ...] = ()  # hosts that image and audio URLs may name; data: URLs always may
+    input_modalities: tuple[Literal["text", "image", "audio", "video"], ...] = ()  # shown by GET /v1/models, where known
+    reasoning_content: bool = False  # write vLLM's `reasoning` a second time under its older name
+    responses_store: bool = False  # the workers run with VLLM_ENABLE_RESPONSES_API_STORE=1
+    keep_alive_s: Seconds | None = 10  # comments to the client while a worker is silent, once the answer has begun
+    keep_alive_before_first_event_s: Seconds | None = None  # commits a 200 early: later failures are events
+
+
+class Probes(Section):
+    health_interval_s: Seconds = 1
+    timeout_s: Seconds = 2

@@ -1,0 +1,78 @@
+"""The whole file, and what must hold between its sections."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from sluice.config.base import Seconds, Section
+from sluice.config.routes import Probes, Route
+from sluice.config.server import Auth, ClientTimeouts, Server
+from sluice.yaml_lines import Mistake, parse, read_text
+
+
+class Settings(Section):
+    """The whole file. Paths in it are taken from the folder that the file is in."""
+
+    server: Server = Server()
+    auth: Auth = Auth()
+    routes: dict[str, Route] = Field(min_length=1)
+    client_timeouts: ClientTimeouts = ClientTimeouts()
+    probes: Probes = Probes()
+    drain_timeout_s: Seconds = 120
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        owner: dict[str, str] = {}
+        for name, route in self.routes.items():
+            for spelled in (name, *route.aliases, *route.adapters):
+                if not spelled or len(spelled) > 256 or not spelled.isprintable():
+                    raise Mistake(f"a model name is 1 to 256 printable characters, not {spelled!r}", "routes", name)
+                if spelled in owner:
+                    raise Mistake(f"the name {spelled!r} belongs to route {owner[spelled]!r} already", "routes", name)
+                owner[spelled] = name
+        return self
+
+    @model_validator(mode="after")
+    def _open_means_loopback(self) -> Self:
+        if self.auth.mode == "open" and not self.server.is_loopback and not self.auth.open_beyond_loopback:
+            raise Mistake(
+                f"open lets everybody in, and server.host {self.server.host} is not loopback; "
+                "use mode: keys, or set auth.open_beyond_loopback: true if another layer keeps strangers out",
+                *("auth", "mode"),
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _secrets_are_there(self, info: ValidationInfo) -> Self:
+        environment = (info.context or {}).get("environment")
+        if environment is None:
+            return self
+        named = [(("routes", name, "workers", "api_key_env"), r.workers.api_key_env) for name, r in self.routes.items()]
+        for key, variable in [(("server", "secret_env"), self.server.secret_env), *named]:
+            if variable is not None and not environment.get(variable):
+                raise Mistake(f"the environment variable {variable} is not set", *key)
+        return self
+
+    def resolved(self, folder: Path) -> Settings:
+        """The same settings with relative paths made absolute from `folder`."""
+        auth = self.auth.model_copy(update={"keys_file": folder / self.auth.keys_file})
+        routes = {}
+        for name, route in self.routes.items():
+            ca_file = route.workers.ca_file
+            workers = route.workers.model_copy(update={"ca_file": folder / ca_file if ca_file else None})
+            routes[name] = route.model_copy(update={"workers": workers, "served_model": route.served_model or name})
+        return self.model_copy(update={"auth": auth, "routes": routes})
+
+
+def load(path: Path, environment: Mapping[str, str] | None = os.environ) -> Settings:
+    """The settings of the file at `path`; raises `ConfigError` with a line for each mistake.
+
+    Without an environment, the variables that the file names are not asked for.
+    """
+    settings = parse(path, read_text(path), Settings, {"environment": environment})
+    return settings.resolved(path.resolve().parent)
