@@ -18,7 +18,7 @@ MAX_LINES = 400
 # Each module of service/sluice, or the folder that it is in, has its layer here.
 LAYERS = {
     **dict.fromkeys(["__init__", "asgi", "types", "errors", "yaml_lines", "config"], GROUND),
-    **dict.fromkeys(["access_log", "keys_file", "loading", "metrics", "response_ids", "upstream", "wire"], 1),
+    **dict.fromkeys(["access_log", "keys_file", "loading", "metrics", "response_ids", "tracing", "upstream", "wire"], 1),
     **dict.fromkeys(["bulk", "directory", "http_json", "worker"], 2),
     **dict.fromkeys(["engines", "keys", "policies"], 3),
     **dict.fromkeys(["pool", "probes"], 4),
@@ -35,6 +35,7 @@ ONLY_IN = {
     "prometheus_client": {"metrics", "api.ops"},
     "httpx": {"http_json"},
     "redis": {"limits.redis"},
+    "opentelemetry": {"tracing.otlp"},
 }
 MAY_IMPORT_APP = {"cli", "up", "__main__"}
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from sluice.access_log import AccessLog
 from sluice.asgi import App, Headers, Message, Receive, Scope, Send
+from sluice.tracing.base import Trace
 from sluice.types import Call, Outcome, Tenant
 
 CLIENT_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -29,7 +30,7 @@ logger = logging.getLogger("sluice.middleware")
 class Visit:
     """One HTTP request from its first byte to its access line; what is learnt of it on the way is noted here."""
 
-    __slots__ = ("call", "client_id", "extra", "headers", "id", "outcome", "scope", "started_at", "status", "tenant")
+    __slots__ = ("call", "client_id", "extra", "headers", "id", "outcome", "scope", "started_at", "status", "tenant", "trace")
 
     def __init__(self, scope: Scope, id: str, started_at: float) -> None:
         self.scope = scope
@@ -44,6 +45,7 @@ class Visit:
         self.call: Call | None = None
         self.outcome: Outcome | None = None
         self.status = 0
+        self.trace: Trace | None = None  # of a call that is sampled
 
     @property
     def address(self) -> str:
@@ -155,6 +157,8 @@ class Edge:
             line["tenant"], line["key"] = visit.tenant.name, visit.tenant.key_id
         if visit.call is not None:
             line["route"], line["stream"] = visit.call.route, visit.call.stream
+        if visit.trace is not None:
+            line["trace"] = visit.trace.id
         outcome = visit.outcome
         if outcome is None:
             line["duration_ms"] = round((self._clock() - visit.started_at) * 1000, 3)

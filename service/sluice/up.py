@@ -298,8 +298,8 @@ async def first_of(supervision: "asyncio.Task[None]", *others: Coroutine[Any, An
 
 def show_banner(plan: Plan, console: Console) -> None:
     model = next(iter(plan.settings.routes))
-    question = {"role": "user", "content": "What is the capital of France?"}
-    body = json.dumps({"model": model, "temperature": 0, "messages": [question]})
+    question = {"role": "user", "content": "Where is the Eiffel Tower?"}
+    body = json.dumps({"model": model, "temperature": 0, "max_tokens": 64, "messages": [question]})
     headers = f'-H "authorization: Bearer {plan.key}" -H "content-type: application/json"'
     facts = f"""\
 base URL   {plan.url}/v1

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
 MODEL = "smollm2"
 ALIAS = "gpt-4o-mini"
-ASK: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+ASK: list[Any] = [{"role": "user", "content": "Where is the Eiffel Tower?"}]
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -123,7 +123,7 @@ async def test_models(client: AsyncOpenAI):
 
 
 async def test_a_response_whole_and_streamed(client: AsyncOpenAI):
-    options: Any = {"model": ALIAS, "input": "What is the capital of France?", "max_output_tokens": 8, "temperature": 0}
+    options: Any = {"model": ALIAS, "input": "Where is the Eiffel Tower?", "max_output_tokens": 8, "temperature": 0}
     whole = await client.responses.create(**options)
     stream = await client.responses.create(**options, stream=True)
     events = [event async for event in stream]

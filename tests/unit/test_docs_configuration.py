@@ -85,6 +85,8 @@ def type_of(kind: Any, metadata: list[Any]) -> str:
     if kind is str and any(isinstance(one, AfterValidator) and "url" in one.func.__name__ for one in metadata):
         return "URL"
     names = {str: "text", bool: "true or false", Path: "path", datetime: "date", int: "integer", float: "seconds"}
+    if kind is float and any(isinstance(one, annotated_types.Le) and one.le == 1 for one in metadata):
+        return "share, 0 to 1"
     return names[kind] + (bounds_of(metadata) if kind in (int, float) else "")
 
 

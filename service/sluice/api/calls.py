@@ -116,7 +116,7 @@ class CallMaker:
             tenant=tenant,
             route=target.route,
             endpoint=endpoint,
-            headers=_trace_context(visit.headers),
+            headers=visit.trace.headers if visit.trace is not None else _trace_context(visit.headers),
             started_at=visit.started_at,
             deadline=visit.started_at + target.settings.timeouts.total_s,
             path=path or endpoint,

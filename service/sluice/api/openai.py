@@ -19,6 +19,7 @@ from sluice.keys import Door
 from sluice.metrics import Metrics
 from sluice.middleware import Visit, plain_path
 from sluice.relay import CLIENT_LEFT, AsgiDownstream, Downstream, Relay, refuse
+from sluice.tracing.base import Tracing
 from sluice.types import Call, Endpoint, Outcome
 
 logger = logging.getLogger("sluice.api")
@@ -46,6 +47,7 @@ class HotEndpoints:
         buffers: Buffers,
         metrics: Metrics,
         clock: Callable[[], float],
+        tracing: Tracing | None = None,
     ) -> None:
         self._gateway = gateway
         self._routes = routes
@@ -55,12 +57,15 @@ class HotEndpoints:
         self._buffers = buffers
         self._metrics = metrics
         self._clock = clock
+        self._tracing = tracing
         self._table = _spellings()
 
     async def serve(self, visit: Visit, found: Endpoint | Stored, receive: Receive, send: Send) -> None:
         """Answer the request, whatever happens. Nothing is held when this returns."""
         endpoint = found if isinstance(found, Endpoint) else Endpoint.RESPONSES
         pump = visit.scope.get("extensions", {}).get(PUMP)
+        if self._tracing is not None:
+            visit.trace = self._tracing.begin(visit.scope["method"], plain_path(visit.scope["path"]), visit.headers)
         way_down = pump.bind(visit.extra) if pump else AsgiDownstream(receive, send, visit.extra)
         with self._buffers.hold() as held:
             try:
@@ -81,6 +86,8 @@ class HotEndpoints:
             async with way_down as downstream:
                 visit.outcome = await relay.run(downstream)
         self._metrics.call_ended(call.route, endpoint, visit.outcome)
+        if visit.trace is not None:
+            visit.trace.end(call, visit.outcome)
 
     def find(self, path: str) -> Endpoint | Stored | None:
         found = self._table.get(path)
@@ -103,6 +110,8 @@ class HotEndpoints:
         now = self._clock()
         visit.outcome = Outcome(error.status, error.source, error.code, duration_s=now - visit.started_at)
         self._metrics.call_ended("", endpoint, visit.outcome)
+        if visit.trace is not None:
+            visit.trace.end(None, visit.outcome)
 
     async def _call(self, visit: Visit, receive: Receive, held: Held, found: Endpoint | Stored, whole: bytes | None) -> Call:
         """The request as a call: key first, from the headers alone; then the body; then the route."""

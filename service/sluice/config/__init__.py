@@ -8,6 +8,7 @@ from sluice.config.base import Section
 from sluice.config.routes import Bounds, Probes, Route, Timeouts, Workers
 from sluice.config.server import Auth, ClientTimeouts, Server
 from sluice.config.settings import Settings, load
+from sluice.config.tracing import TracingSettings
 from sluice.yaml_lines import ConfigError
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Server",
     "Settings",
     "Timeouts",
+    "TracingSettings",
     "Workers",
     "load",
 ]

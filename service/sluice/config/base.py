@@ -11,6 +11,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+COLLECTOR_URL = re.compile(r"https?://[^/?#@\s]+/[^?#@\s]*")
 WORKER_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?/?")
 
 
@@ -25,4 +26,11 @@ def _worker_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def _collector_url(url: str) -> str:
+    if COLLECTOR_URL.fullmatch(url) is None:
+        raise ValueError("a collector is http://HOST:PORT/PATH or https://..., for OTLP usually http://HOST:4318/v1/traces")
+    return url
+
+
 WorkerUrl = Annotated[str, AfterValidator(_worker_url)]
+CollectorUrl = Annotated[str, AfterValidator(_collector_url)]

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from sluice.config.base import Seconds, Section
 from sluice.config.routes import Probes, Route
 from sluice.config.server import Auth, ClientTimeouts, Server
+from sluice.config.tracing import TracingSettings
 from sluice.yaml_lines import Mistake, parse, read_text
 
 
@@ -23,6 +24,7 @@ class Settings(Section):
     routes: dict[str, Route] = Field(min_length=1)
     client_timeouts: ClientTimeouts = ClientTimeouts()
     probes: Probes = Probes()
+    tracing: TracingSettings = TracingSettings()
     drain_timeout_s: Seconds = 120
 
     @model_validator(mode="after")
