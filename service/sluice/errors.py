@@ -4,9 +4,12 @@
     ├── BadRequest                     400     -                        downstream    no
     │   ├── ContextTooLong             400     context_length_exceeded  downstream    no
     │   ├── NotFound                   404     -                        downstream    no
-    │   │   └── ModelNotFound          404     model_not_found          downstream    no
+    │   │   ├── ModelNotFound          404     model_not_found          downstream    no
+    │   │   └── StoreNotFound          404     -                        downstream    no
     │   ├── MethodNotAllowed           405     -                        downstream    no
     │   ├── RequestTimeout             408     -                        downstream    yes
+    │   ├── EmbeddingMismatch          409     embedding_mismatch       downstream    no
+    │   ├── StoreExpired               410     vector_store_expired     downstream    no
     │   ├── BodyTooLarge               413     -                        downstream    no
     │   ├── UnsupportedMediaType       415     -                        downstream    no
     │   └── HeadTooLarge               431     -                        downstream    no
@@ -15,6 +18,8 @@
     ├── RateLimited                    429     rate_limit_exceeded      downstream    yes
     ├── Overloaded                     429     server_overloaded        gateway       yes
     ├── InternalError                  500     internal_error           gateway       no
+    ├── RetrievalUnavailable           503     retrieval_unavailable    gateway       yes
+    ├── RetrievalTimeout               504     retrieval_timeout        gateway       no
     ├── UpstreamError                  502     worker_failed            upstream      no
     │   ├── WorkerRefused              502     worker_unreachable       upstream      yes   nothing was computed
     │   │   └── WorkerFull             429     server_overloaded        upstream      yes   nothing was computed
@@ -124,6 +129,13 @@ class ModelNotFound(NotFound):
         super().__init__(f"The model {_shown(model)} does not exist or you do not have access to it.", param="model")
 
 
+class StoreNotFound(NotFound):
+    """No such vector store, file or batch, or one of another tenant: the two are not told apart."""
+
+    def __init__(self, id: str, kind: str = "vector store", *, param: str | None = None) -> None:
+        super().__init__(f"No {kind} found with id {_shown(id)}.", param=param)
+
+
 class MethodNotAllowed(BadRequest):
     status = 405
 
@@ -140,6 +152,20 @@ class RequestTimeout(BadRequest):
 
     status = 408
     retryable = True
+
+
+class EmbeddingMismatch(BadRequest):
+    """The store's vectors are of another model than the one that is configured now: they cannot be compared."""
+
+    status = 409
+    code = "embedding_mismatch"
+
+
+class StoreExpired(BadRequest):
+    """The vector store was not used for as long as its owner said that it shall live."""
+
+    status = 410
+    code = "vector_store_expired"
 
 
 class BodyTooLarge(BadRequest):
@@ -180,6 +206,21 @@ class InternalError(GatewayError):
 
     def __init__(self) -> None:
         super().__init__("The gateway failed on this request; its log has the details under the request id.")
+
+
+class RetrievalUnavailable(GatewayError):
+    """A retriever, or what it needs, is down, full or broken: nothing was found out."""
+
+    status = 503
+    code = "retrieval_unavailable"
+    retryable = True
+
+
+class RetrievalTimeout(GatewayError):
+    """A search did not end within its deadline."""
+
+    status = 504
+    code = "retrieval_timeout"
 
 
 class UpstreamError(GatewayError):
