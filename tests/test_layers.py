@@ -17,7 +17,7 @@ MAX_LINES = 400
 
 # Each module of service/sluice, or the folder that it is in, has its layer here.
 LAYERS = {
-    **dict.fromkeys(["__init__", "asgi", "types", "errors", "yaml_lines", "config"], GROUND),
+    **dict.fromkeys(["__init__", "asgi", "types", "errors", "yaml_lines", "config", "prefix"], GROUND),
     **dict.fromkeys(["access_log", "keys_file", "loading", "metrics", "response_ids", "tracing", "upstream", "wire"], 1),
     **dict.fromkeys(["bulk", "directory", "http_json", "worker"], 2),
     **dict.fromkeys(["engines", "keys", "policies", "retrieval"], 3),

@@ -8,7 +8,7 @@ it, costs that one call; the next call starts a new child.
     parent                                   child
     Read(endpoint, content type, size) + bytes ->
                                           <- Said(model, stream, ...) or the error
-    Prepare(rules, model, response id)     ->
+    Prepare(rules, model, response id, ..) ->
                                           <- Edited(prepared with its cuts, rewritten) or the error
 """
 
@@ -54,6 +54,7 @@ class Prepare:
     rules: Rules
     model: str
     response_id: str | None
+    prefix_seed: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +175,11 @@ class BulkRequest:
     async def __aexit__(self, *exc: object) -> None:
         self._reader.end()
 
-    async def prepare(self, rules: Rules, *, model: str, response_id: str | None = None) -> tuple[Prepared, tuple[bytes, ...]]:
+    async def prepare(
+        self, rules: Rules, *, model: str, response_id: str | None = None, prefix_seed: bytes | None = None
+    ) -> tuple[Prepared, tuple[bytes, ...]]:
         """The request for a worker, and its body in pieces."""
-        edited = await self._reader.ask(Prepare(rules, model, response_id))
+        edited = await self._reader.ask(Prepare(rules, model, response_id, prefix_seed))
         assert isinstance(edited, Edited)
         pieces = self._pieces if edited.rewritten is None else (edited.rewritten,)
         return edited.prepared, cut_pieces(pieces, edited.prepared.cuts)
@@ -206,7 +209,7 @@ def main() -> None:
 
 
 def _edited(request: Request, data: bytes, wanted: Prepare) -> Edited:
-    prepared = request.prepare(wanted.rules, model=wanted.model, response_id=wanted.response_id)
+    prepared = request.prepare(wanted.rules, model=wanted.model, response_id=wanted.response_id, prefix_seed=wanted.prefix_seed)
     rewritten = None if prepared.data is data else prepared.data
     return Edited(replace(prepared, data=b""), rewritten)
 

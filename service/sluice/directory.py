@@ -20,6 +20,11 @@ class Target:
     rules: Rules
     served_model: str
 
+    @property
+    def adapter(self) -> str | None:
+        """The LoRA adapter that the name stands for, if it is one."""
+        return None if self.served_model == (self.settings.served_model or self.route) else self.served_model
+
 
 class Directory:
     """Every name that a client may use: routes, their aliases and their adapters."""

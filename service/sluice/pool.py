@@ -22,6 +22,10 @@ class Pool:
         return f"<Pool {self.route} [{len(self.workers)} workers | {self.in_flight} in flight]>"
 
     @property
+    def reads_prefix(self) -> bool:
+        return self._policy.reads_prefix
+
+    @property
     def in_flight(self) -> int:
         return sum(worker.in_flight for worker in self.workers)
 

@@ -60,6 +60,13 @@ class Usage:
     exact: bool = False
 
 
+class Prefix(NamedTuple):
+    """What a prompt begins with: hash i covers all up to the end of its block i. See `prefix.block_hashes`."""
+
+    hashes: tuple[int, ...] = ()
+    num_bytes: int = 0  # of the whole prompt
+
+
 class Call(NamedTuple):
     """One parsed client request: everything that the path of a call needs to know, and nothing that changes."""
 
@@ -82,7 +89,7 @@ class Call(NamedTuple):
     stamp: Callable[[str], Body] | None = None  # the body for the worker at this URL, where it depends on that
     # What a policy may look at
     prompt_tokens: int = 0  # estimated
-    prefix: tuple[int, ...] = ()  # `prefix.block_hashes` of the prompt, where the route's policy reads them
+    prefix: Prefix = Prefix()  # of the prompt, where the route's policy reads it
     adapter: str | None = None  # the LoRA adapter that is asked for
     session: str = ""  # what the route's session header says
     # When it must be done, on the event loop's clock

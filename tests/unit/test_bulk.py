@@ -39,13 +39,14 @@ async def read(reader: BulkReader, data: bytes, *, model: str = "m", **more):
 )
 async def test_a_large_body_is_prepared_as_it_would_be_in_this_process(data, model):
     expected = parse(Endpoint.CHAT, data)
-    prepared = expected.prepare(Rules(), model=model)
+    prepared = expected.prepare(Rules(), model=model, prefix_seed=b"seed")
     async with BulkReader() as reader:
-        request, seen, body = await read(reader, data, model=model)
+        request, seen, body = await read(reader, data, model=model, prefix_seed=b"seed")
 
     assert b"".join(body) == prepared.body
     assert (request.model, request.stream) == (expected.model, expected.stream)
     assert (seen.stream, seen.wants_usage) == (prepared.stream, prepared.wants_usage)
+    assert seen.prefix == prepared.prefix and seen.prefix.hashes
 
 
 async def test_pieces_without_an_edit_go_up_as_they_came():

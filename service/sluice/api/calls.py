@@ -12,10 +12,12 @@ from sluice.directory import Directory, Target
 from sluice.errors import MethodNotAllowed, NotFound
 from sluice.gateway import Served
 from sluice.middleware import Visit
+from sluice.prefix import seed_of
 from sluice.response_ids import ResponseIds, not_found, worker_mark
 from sluice.types import Body, Call, Endpoint, Tenant
 from sluice.wire.requests import Prepared, Request, parse
 
+MAX_SESSION_BYTES = 256
 GOES_UP = (b"traceparent", b"tracestate")
 SWITCHED = {
     Endpoint.TOKENIZE: "tokenize",
@@ -39,6 +41,7 @@ class Aim:
     target: Target
     pinned_worker: str | None
     response_id: str | None
+    prefix_seed: bytes | None  # where the route's policy reads prefixes
 
 
 class CallMaker:
@@ -55,11 +58,15 @@ class CallMaker:
         if isinstance(body, bytes):
             request = parse(endpoint, body, content_type)
             aim = self._aim(endpoint, request, tenant)
-            prepared = request.prepare(aim.target.rules, model=aim.target.served_model, response_id=aim.response_id)
+            prepared = request.prepare(
+                aim.target.rules, model=aim.target.served_model, response_id=aim.response_id, prefix_seed=aim.prefix_seed
+            )
             return self._made(visit, tenant, endpoint, request.model, aim, prepared, prepared.body)
         async with self._bulk.read(endpoint, body, content_type) as large:
             aim = self._aim(endpoint, large, tenant)
-            prepared, pieces = await large.prepare(aim.target.rules, model=aim.target.served_model, response_id=aim.response_id)
+            prepared, pieces = await large.prepare(
+                aim.target.rules, model=aim.target.served_model, response_id=aim.response_id, prefix_seed=aim.prefix_seed
+            )
             return self._made(visit, tenant, endpoint, large.model, aim, prepared, pieces)
 
     def _aim(self, endpoint: Endpoint, request: Request | BulkRequest, tenant: Tenant) -> Aim:
@@ -72,7 +79,8 @@ class CallMaker:
                 pinned = self._worker_of(mark, {target.route})[1]
             if request.store is not False:
                 response_id = self._ids.placeholder
-        return Aim(target, pinned, response_id)
+        reads_prefix = self._routes[target.route].pool.reads_prefix
+        return Aim(target, pinned, response_id, seed_of(target.served_model) if reads_prefix else None)
 
     def _made(
         self, visit: Visit, tenant: Tenant, endpoint: Endpoint, model: str, aim: Aim, prepared: Prepared, body: Body
@@ -89,6 +97,8 @@ class CallMaker:
             stamp=self._stamp(body, tenant) if aim.response_id else None,
             stream=prepared.stream,
             wants_usage=prepared.wants_usage,
+            prefix=prepared.prefix,
+            adapter=aim.target.adapter,
         )
 
     def stored(self, visit: Visit, tenant: Tenant, stored: Stored) -> Call:
@@ -117,6 +127,7 @@ class CallMaker:
             route=target.route,
             endpoint=endpoint,
             headers=visit.trace.headers if visit.trace is not None else _trace_context(visit.headers),
+            session=_session(visit.headers, target.settings.session_header),
             started_at=visit.started_at,
             deadline=visit.started_at + target.settings.timeouts.total_s,
             path=path or endpoint,
@@ -150,6 +161,11 @@ def _trace_context(headers: Mapping[bytes, bytes]) -> tuple[tuple[str, str], ...
     if b"traceparent" not in headers:
         return ()
     return tuple((name.decode(), headers[name].decode("latin-1")) for name in GOES_UP if name in headers)
+
+
+def _session(headers: Mapping[bytes, bytes], name: str | None) -> str:
+    """What the route's session header says, cut to a bound; nothing where none is configured."""
+    return "" if name is None else headers.get(name.encode(), b"")[:MAX_SESSION_BYTES].decode("latin-1")
 
 
 def _check_open(endpoint: Endpoint, target: Target) -> None:

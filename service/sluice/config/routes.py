@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from sluice.config.base import Count, Positive, Seconds, Section, WorkerUrl
+from sluice.config.base import Count, HeaderName, Positive, Seconds, Section, WorkerUrl
 from sluice.yaml_lines import Mistake
 
 OpenEndpoint = Literal["tokenize", "detokenize", "transcriptions"]
@@ -53,6 +53,7 @@ class Route(Section):
     workers: Workers
     served_model: str | None = None
     policy: str = "least_inflight"
+    session_header: HeaderName | None = None  # names a conversation
     aliases: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     max_retries: Annotated[int, Field(ge=0, le=10)] = 2

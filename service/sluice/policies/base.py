@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from sluice.types import Call, Usage
 from sluice.worker import Worker
@@ -16,6 +16,8 @@ class RoutingPolicy(Protocol):
     `pick` is called for every attempt, never with an empty sequence, and returns one of the candidates, which are healthy
     and were not tried for this call before; the call then goes there. `now` is in seconds, on a monotonic clock.
     """
+
+    reads_prefix: ClassVar[bool] = False  # whether `Call.prefix` is wanted; it costs a hash of the prompt
 
     def pick(self, candidates: Sequence[Worker], call: Call, now: float) -> Worker: ...
 

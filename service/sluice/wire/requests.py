@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import orjson
 
 from sluice.errors import BadRequest
-from sluice.types import Endpoint
+from sluice.prefix import prefix_of
+from sluice.types import Endpoint, Prefix
 from sluice.wire.json_body import JsonBody
 from sluice.wire.members import (
     DROPPED,
@@ -60,10 +61,13 @@ class Request(Protocol):
     def store(self) -> bool | None:
         """Whether the response shall be stored; None where the client does not say, which means yes to vLLM."""
 
-    def prepare(self, rules: Rules, *, model: str, response_id: str | None = None) -> Prepared:
+    def prepare(
+        self, rules: Rules, *, model: str, response_id: str | None = None, prefix_seed: bytes | None = None
+    ) -> Prepared:
         """The request for a worker that calls the model `model`; raises `BadRequest` where `rules` do not allow it.
 
-        A `response_id` becomes the id of the response, which the worker would otherwise choose.
+        A `response_id` becomes the id of the response, which the worker would otherwise choose. With a `prefix_seed` the
+        prompt's prefix is hashed.
         """
 
 
@@ -100,7 +104,9 @@ class JsonRequest:
             return False
         return flag(self.body.members, "store") if self.body.members.get("store") is not None else None
 
-    def prepare(self, rules: Rules, *, model: str, response_id: str | None = None) -> Prepared:
+    def prepare(
+        self, rules: Rules, *, model: str, response_id: str | None = None, prefix_seed: bytes | None = None
+    ) -> Prepared:
         members = self.body.members
         choices = 1
         changes: dict[str, bytes | None] = {}
@@ -128,6 +134,7 @@ class JsonRequest:
             num_prompts=self.asked.num_prompts,
             num_choices=choices,
             max_tokens=max_output_tokens(self.endpoint, members),
+            prefix=Prefix() if prefix_seed is None else prefix_of(self.endpoint, members, prefix_seed),
         )
 
     def _check_prompts(self, max_prompts: int, choices: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from sluice.config import Bounds, ConfigError, Route
+from sluice.types import Prefix
 from sluice.wire.cuts import Cut, cut
 from sluice.wire.media import MediaHosts
 
@@ -40,6 +41,7 @@ class Prepared:
     num_prompts: int
     num_choices: int  # of each prompt
     max_tokens: int | None  # of each choice; None: as many as fit the context
+    prefix: Prefix = Prefix()  # of the prompt, where it was asked for
 
     @property
     def body(self) -> bytes:

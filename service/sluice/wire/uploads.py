@@ -49,7 +49,9 @@ class UploadRequest:
         members |= {name: form.fields[name] for name in REFUSED if name in form.fields}
         return cls(endpoint, model, bool(members["stream"]), form, members)
 
-    def prepare(self, rules: Rules, *, model: str, response_id: str | None = None) -> Prepared:
+    def prepare(
+        self, rules: Rules, *, model: str, response_id: str | None = None, prefix_seed: bytes | None = None
+    ) -> Prepared:
         refuse_forbidden(self.members)
         choices = num_choices(self.endpoint, self.members, rules.bounds)
         changes: dict[str, bytes | None] = dict.fromkeys(DROPPED & {part.name for part in self.form.parts})

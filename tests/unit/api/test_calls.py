@@ -1,0 +1,58 @@
+"""What a policy gets to see of a call."""
+
+import orjson
+
+from sluice.policies.base import RoutingPolicy
+from sluice.prefix import prefix_of, seed_of
+from sluice.types import Call, Endpoint, Prefix
+from tests.support.scripted_worker import ScriptedWorker
+from tests.unit.in_process import ASK, CHAT, serving, settings
+
+LONG = {"messages": [{"role": "user", "content": "word " * 1000}]}
+LARGE = {"messages": [{"role": "user", "content": "word " * 100_000}]}
+
+
+class Watching(RoutingPolicy):
+    """Takes the first candidate, and keeps the calls."""
+
+    reads_prefix = True
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def pick(self, candidates, call, now):
+        self.calls.append(call)
+        return candidates[0]
+
+
+async def seen(tmp_path, *bodies: dict, headers=(), **route) -> list[Call]:
+    async with ScriptedWorker() as worker:
+        route = {"policy": f"{__name__}:Watching", "session_header": "X-Chat-Id", "adapters": ["pirate"]} | route
+        async with serving(settings(tmp_path, worker, route=route)) as gateway:
+            for body in bodies:
+                await gateway.request("POST", CHAT, json=ASK | body, headers=list(headers))
+            return gateway.pools[0]._policy.calls
+
+
+async def test_a_call_has_the_prefix_of_its_prompt(tmp_path):
+    small, large = await seen(tmp_path, LONG, LARGE)
+    assert small.prefix == prefix_of(Endpoint.CHAT, LONG, seed_of("smollm2")) and small.prefix.hashes
+    assert large.prefix == prefix_of(Endpoint.CHAT, LARGE, seed_of("smollm2"))
+    assert len(orjson.dumps(LARGE)) > 262_144  # so it was read in the child
+
+
+async def test_an_adapters_call_names_it_and_shares_no_prefix_with_the_model(tmp_path):
+    of_model, of_adapter = await seen(tmp_path, LONG, LONG | {"model": "pirate"})
+    assert (of_model.adapter, of_adapter.adapter) == (None, "pirate")
+    assert not set(of_model.prefix.hashes) & set(of_adapter.prefix.hashes)
+
+
+async def test_the_session_is_what_the_configured_header_says(tmp_path):
+    [call] = await seen(tmp_path, {}, headers=[("x-chat-id", "9" * 300)])
+    assert call.session == "9" * 256
+
+
+async def test_without_a_policy_that_reads_it_nothing_is_hashed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Watching, "reads_prefix", False)
+    [call] = await seen(tmp_path, LONG, session_header=None)
+    assert (call.prefix, call.session) == (Prefix(), "")
