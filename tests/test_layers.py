@@ -19,6 +19,7 @@ MAX_LINES = 400
 LAYERS = {
     **dict.fromkeys(["__init__", "asgi", "types", "errors", "yaml_lines", "config", "prefix"], GROUND),
     **dict.fromkeys(["access_log", "keys_file", "loading", "metrics", "response_ids", "tracing", "upstream", "wire"], 1),
+    "ejection": 1,
     **dict.fromkeys(["bulk", "directory", "http_json", "worker"], 2),
     **dict.fromkeys(["engines", "keys", "policies", "retrieval"], 3),
     **dict.fromkeys(["pool", "probes"], 4),

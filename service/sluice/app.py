@@ -64,7 +64,7 @@ def build(
     tracing: Tracing | None = None,
 ) -> App:
     """Everything that handles requests. Raises `ConfigError` where the settings name what is not there."""
-    routes = {name: Served(route, _pool(name, route)) for name, route in settings.routes.items()}
+    routes = {name: Served(route, _pool(name, route, clock)) for name, route in settings.routes.items()}
     directory = Directory(settings.routes)
     keys = door(settings.auth)
     readiness = ops.Readiness(lambda: any(served.pool.is_ready for served in routes.values()))
@@ -144,7 +144,7 @@ async def _connections_of(app: App) -> AsyncIterator[None]:
                 worker.connections.close()
 
 
-def _pool(name: str, route: Route) -> Pool:
+def _pool(name: str, route: Route, clock: Callable[[], float]) -> Pool:
     policy = policy_class(name, route.policy)
     workers = []
     for url in route.workers.static:
@@ -155,7 +155,7 @@ def _pool(name: str, route: Route) -> Pool:
             connect_s=route.timeouts.connect_s,
         )
         workers.append(Worker(url, connections))
-    return Pool(name, workers, policy())
+    return Pool(name, workers, policy(), clock)
 
 
 def _tracing(stack: AsyncExitStack, settings: Settings) -> Tracing | None:

@@ -2,24 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from math import inf
 
 from sluice.errors import WorkerUnavailable
 from sluice.policies.base import RoutingPolicy
 from sluice.types import Call
 from sluice.worker import Lease, ModelInfo, Worker
 
+logger = logging.getLogger("sluice.pool")
+
 
 class Pool:
-    """All workers of a route. The mutable state is the workers' own; the pool only chooses."""
+    """All workers of a route. The mutable state is the workers' own; the pool only chooses.
 
-    def __init__(self, route: str, workers: Sequence[Worker], policy: RoutingPolicy) -> None:
+    Who may get calls is kept until a worker says that something has changed, or an ejection ends: it is asked for each call.
+    Ejections never leave a pool without anybody: where all usable workers are ejected, all of them are used.
+    """
+
+    def __init__(
+        self,
+        route: str,
+        workers: Sequence[Worker],
+        policy: RoutingPolicy,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.route = route
-        self.workers = tuple(workers)
+        self.workers: tuple[Worker, ...] = ()  # swapped whole
+        self.uses_ejected = False  # whether all usable workers are ejected
         self._policy = policy
+        self._clock = clock
+        self._watchers: list[Callable[[], None]] = []
+        self._candidates: Sequence[Worker] = ()
+        self._good_until = -inf  # when the candidates must be found anew, whatever happens
+        self.adopt(workers)
 
     def __repr__(self) -> str:
         return f"<Pool {self.route} [{len(self.workers)} workers | {self.in_flight} in flight]>"
+
+    def adopt(self, workers: Sequence[Worker]) -> None:
+        """The workers from now on. Those that are gone keep the calls they have, and get no new ones."""
+        gone = set(self.workers).difference(workers)
+        self.workers = tuple(workers)
+        for worker in workers:
+            worker.on_change = self._changed
+        for worker in gone:
+            worker.retire()
+            self._policy.forget(worker)
+        self._changed()
+
+    def forget(self, worker: Worker) -> None:
+        """The worker has lost its cache: it was started anew, or has emptied it."""
+        self._policy.forget(worker)
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Call back, at once and from anywhere on the loop, when who may get calls may have changed. The end of an ejection
+        is not told: it is seen by the next one who asks."""
+        self._watchers.append(callback)
 
     @property
     def reads_prefix(self) -> bool:
@@ -31,7 +72,7 @@ class Pool:
 
     @property
     def is_ready(self) -> bool:
-        return any(worker.is_healthy for worker in self.workers)
+        return any(worker.is_healthy and worker.is_usable for worker in self.workers)
 
     def models(self) -> dict[str, ModelInfo]:
         """What the workers say they serve, merged: the first worker to name a model describes it."""
@@ -41,18 +82,24 @@ class Pool:
                 found.setdefault(model.id, model)
         return found
 
-    def candidates(self, call: Call, tried: Collection[Worker]) -> list[Worker]:
-        """Who may be picked now: not tried for this call, and not known to be ill.
+    def candidates(self, call: Call, tried: Collection[Worker]) -> Sequence[Worker]:
+        """Who may be picked now: usable, not ejected, and not tried for this call. It is not to be changed.
 
-        A worker that no probe has seen yet is a candidate: a gateway that just started must not refuse its first calls.
+        A worker that is ejected is better than none: where all others were tried it is one too. A call that is pinned may
+        go to a worker that drains.
         """
-        return [
-            worker
-            for worker in self.workers
-            if worker.is_healthy is not False
-            and worker not in tried
-            and (call.pinned_worker is None or worker.url == call.pinned_worker)
-        ]
+        if self._clock() >= self._good_until:
+            self._find_candidates(self._clock())
+        if call.pinned_worker is not None:
+            return [
+                worker
+                for worker in self.workers
+                if worker.url == call.pinned_worker and worker.is_healthy is not False and worker not in tried
+            ]
+        if not tried:
+            return self._candidates
+        left = [worker for worker in self._candidates if worker not in tried]
+        return left or [worker for worker in self.workers if worker.is_usable and worker not in tried]
 
     def lease(self, call: Call, tried: Collection[Worker], now: float) -> Lease:
         """One slot on the worker that the policy picks; raises `WorkerUnavailable` where there is no candidate."""
@@ -61,3 +108,19 @@ class Pool:
             raise WorkerUnavailable(f"No worker of {self.route} can take this request now.", retry_after_s=2)
         worker = self._policy.pick(candidates, call, now)
         return worker.lease(self._policy.prefill_tokens(call, worker))
+
+    def _changed(self) -> None:
+        self._good_until = -inf
+        for callback in self._watchers:
+            callback()
+
+    def _find_candidates(self, now: float) -> None:
+        usable = [worker for worker in self.workers if worker.is_usable]
+        allowed = [worker for worker in usable if not worker.ejection.is_out(now)]
+        ends = [worker.ejection.until for worker in usable if worker.ejection.until is not None]
+        self._good_until = min((end for end in ends if end > now), default=inf)
+        self._candidates = allowed or usable
+        uses_ejected = bool(usable) and not allowed
+        if uses_ejected and not self.uses_ejected:
+            logger.warning("route %s: calls failed on all %d workers that are up; all are used", self.route, len(usable))
+        self.uses_ejected = uses_ejected

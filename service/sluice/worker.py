@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from sluice.ejection import Ejection
 from sluice.upstream.connections import Connections
 
 
@@ -29,56 +31,138 @@ class EngineLoad:
 
 
 class Worker:
-    """A worker of one route, identified by its URL."""
+    """A worker of one route, identified by its URL. What is learnt of it is told by methods: the pool is told of changes.
 
-    def __init__(self, url: str, connections: Connections) -> None:
+    Another process at the same URL is another `Worker`: what was known of the first does not hold for it.
+    """
+
+    def __init__(self, url: str, connections: Connections, *, identity: str = "", ejection: Ejection | None = None) -> None:
         self.url = url
+        self.identity = identity  # what discovery tells one process at this URL from the next by, where it can
         self.connections = connections
+        self.on_change: Callable[[], None] = _nobody  # whether it may get calls may have changed; the pool's
         # Load: calls that hold a lease now, and the prompt tokens of those that have no first event yet, less what is
         # predicted to be cached there. Changed by `Lease` alone.
         self.in_flight = 0
         self.prefill_tokens = 0
-        # Health: what the last probe saw; None until there was one. Changed by `judge` alone.
+        # What the last probe saw; None until there was one.
         self.is_healthy: bool | None = None
         self.trouble = ""
         self.models: tuple[ModelInfo, ...] = ()
-        # What the last scrape of its metrics showed; None until there was one. Changed by the scraper alone.
+        self.adapters: frozenset[str] = frozenset()  # of those models, the LoRA adapters
+        # It ends its calls and gets no new ones; it takes calls, but they wait until it wakes.
+        self.is_draining = False
+        self.is_asleep = False
+        # What calls found out.
+        self.ejection = ejection or Ejection()
+        # What its engine last said of its load. None: nothing yet, nothing for a while, or nothing credible. That is no sign
+        # of idleness: what we have in flight there is all that is known then.
         self.load: EngineLoad | None = None
+        self._is_retired = False
 
     def __repr__(self) -> str:
-        health = {None: "unknown", True: "healthy", False: "unhealthy"}[self.is_healthy]
-        return f"<Worker {self.url} [{health}, {self.in_flight} in flight]>"
+        return f"<Worker {self.url} [{self.state}, {self.in_flight} in flight]>"
+
+    @property
+    def state(self) -> str:
+        """In a word: draining, asleep, unknown, unhealthy, ejected or healthy."""
+        if self.is_draining:
+            return "draining"
+        if self.is_healthy and self.is_asleep:
+            return "asleep"
+        if self.is_healthy is None:
+            return "unknown"
+        if not self.is_healthy:
+            return "unhealthy"
+        return "healthy" if self.ejection.until is None else "ejected"
+
+    @property
+    def is_usable(self) -> bool:
+        """As far as probes and discovery know. A worker that no probe has seen is: a new gateway must not refuse calls."""
+        return self.is_healthy is not False and not self.is_draining and not self.is_asleep
 
     def judge(self, *, is_healthy: bool, trouble: str = "", models: tuple[ModelInfo, ...] | None = None) -> None:
+        """What a probe saw. One that finds a worker well again which it knew as ill, finds a new one."""
+        if is_healthy and self.is_healthy is False:
+            self.ejection.reset()
+        is_new = is_healthy != self.is_healthy or (models is not None and models != self.models)
         self.is_healthy = is_healthy
         self.trouble = trouble
         if models is not None:
             self.models = models
+            self.adapters = frozenset(model.id for model in models if model.parent is not None)
+        if is_new:
+            self.on_change()
+
+    def mark(self, *, is_draining: bool | None = None, is_asleep: bool | None = None) -> None:
+        """What discovery says of it, or its engine."""
+        before = self.is_draining, self.is_asleep
+        if is_draining is not None:
+            self.is_draining = is_draining
+        if is_asleep is not None:
+            self.is_asleep = is_asleep
+        if before != (self.is_draining, self.is_asleep):
+            self.on_change()
+
+    def failed(self, now: float) -> None:
+        """A call failed by the worker's fault: it refused or broke the connection, said 5xx, stalled, cut its answer."""
+        if self.ejection.failed(now):
+            self.on_change()
+
+    def succeeded(self, now: float) -> None:
+        """A call got its first event or its whole answer."""
+        if self.ejection.succeeded(now):
+            self.on_change()
 
     def lease(self, prefill_tokens: int = 0) -> Lease:
         """Occupy one slot, by `with`, from admission to the last byte; so many tokens of prompt are to be computed."""
         return Lease(self, prefill_tokens)
 
+    def retire(self) -> None:
+        """It has left the pool. The calls that it has go on; after the last of them its connections are closed."""
+        self._is_retired = True
+        self.on_change = _nobody
+        self.release()
+
+    def release(self) -> None:
+        if self._is_retired and not self.in_flight:
+            self.connections.close()
+
 
 class Lease:
     """One occupied slot on a worker: in flight + 1 inside the block, whatever happens there."""
 
-    __slots__ = ("prefill_tokens", "worker")
+    __slots__ = ("_is_trial", "prefill_tokens", "worker")
 
     def __init__(self, worker: Worker, prefill_tokens: int = 0) -> None:
         self.worker = worker
         self.prefill_tokens = prefill_tokens
+        self._is_trial = False
 
     def __enter__(self) -> Lease:
-        self.worker.in_flight += 1
-        self.worker.prefill_tokens += self.prefill_tokens
+        worker = self.worker
+        worker.in_flight += 1
+        worker.prefill_tokens += self.prefill_tokens
+        if worker.ejection.until is not None:
+            self._is_trial = True
+            worker.ejection.num_trials += 1
+            worker.on_change()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.worker.in_flight -= 1
+        worker = self.worker
+        worker.in_flight -= 1
         self.prefilled()
+        if self._is_trial:
+            worker.ejection.num_trials -= 1
+            worker.on_change()
+        worker.release()
 
     def prefilled(self) -> None:
         """The first event is there: the prompt weighs on the worker no more."""
         self.worker.prefill_tokens -= self.prefill_tokens
         self.prefill_tokens = 0
+
+
+def _nobody() -> None:
+    return

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from sluice.ejection import FAILURES, FIRST_S, Ejection
 from sluice.errors import WorkerUnavailable
 from sluice.pool import Pool
 from sluice.types import Call, Endpoint, Tenant
@@ -95,3 +96,117 @@ def test_models_are_merged_and_the_first_to_name_one_describes_it():
         "one": ModelInfo("one"),
         "two": ModelInfo("two", parent="base"),
     }
+
+
+# Ejection
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def timed(num: int) -> tuple[Pool, Clock]:
+    clock = Clock()
+    workers = [Worker(url, Connections(url), ejection=Ejection(lambda: 0.5)) for url in URLS[:num]]
+    return Pool("smollm2", workers, InOrder(), clock), clock
+
+
+def eject(worker: Worker, now: float = 0.0) -> None:
+    for _ in range(FAILURES):
+        worker.failed(now)
+
+
+def test_an_ejected_worker_is_no_candidate_until_its_time_is_over_and_then_for_one_call():
+    here, clock = timed(2)
+    eject(here.workers[0])
+    assert names(here.candidates(call(), [])) == "b"
+    clock.now = FIRST_S
+    assert names(here.candidates(call(), [])) == "ab"
+    with here.lease(call(), [], clock.now) as lease:
+        assert lease.worker is here.workers[0]
+        assert names(here.candidates(call(), [])) == "b"
+    assert names(here.candidates(call(), [])) == "ab"
+    with here.lease(call(), [], clock.now) as lease:
+        lease.worker.succeeded(clock.now)
+        assert names(here.candidates(call(), [])) == "ab"
+
+
+def test_an_ejected_worker_is_better_than_none():
+    here, _ = timed(3)
+    eject(here.workers[0])
+    assert names(here.candidates(call(), here.workers[1:2])) == "c"
+    assert names(here.candidates(call(), here.workers[1:])) == "a"
+
+
+def test_where_all_are_ejected_all_are_used_and_it_is_said_once(caplog):
+    here, clock = timed(2)
+    for worker in here.workers:
+        eject(worker)
+        here.candidates(call(), [])
+        here.candidates(call(), [])
+    assert names(here.candidates(call(), [])) == "ab" and here.uses_ejected
+    assert [record.getMessage() for record in caplog.records] == [
+        "route smollm2: calls failed on all 2 workers that are up; all are used"
+    ]
+    with here.lease(call(), [], clock.now) as lease:
+        lease.worker.succeeded(clock.now)
+    assert names(here.candidates(call(), [])) == "a" and not here.uses_ejected
+
+
+@pytest.mark.parametrize("mark", [{"is_draining": True}, {"is_asleep": True}])
+def test_who_drains_or_sleeps_gets_nothing_new(mark):
+    here, _ = timed(2)
+    assert names(here.candidates(call(), [])) == "ab"
+    here.workers[0].mark(**mark)
+    assert names(here.candidates(call(), [])) == "b"
+    here.workers[1].mark(**mark)
+    assert names(here.candidates(call(), [])) == ""
+
+
+def test_a_pinned_call_goes_to_a_worker_that_drains():
+    here, _ = timed(1)
+    here.workers[0].mark(is_draining=True)
+    assert names(here.candidates(call("http://a"), [])) == "a"
+
+
+# Workers that come and go
+
+
+def test_workers_that_are_gone_keep_their_calls_and_are_forgotten():
+    forgotten: list[str] = []
+
+    class Remembering(InOrder):
+        def forget(self, worker: Worker) -> None:
+            forgotten.append(worker.url)
+
+    old, new = pool(True, True).workers, Worker("http://d", Connections("http://d"))
+    here = Pool("smollm2", old, Remembering())
+    with here.lease(call(), [], 0.0) as lease:
+        here.adopt([old[1], new])
+        assert names(here.workers) == "bd" and names(here.candidates(call(), [])) == "bd"
+        assert forgotten == ["http://a"]
+        assert lease.worker is old[0] and old[0].in_flight == 1
+        old[0].judge(is_healthy=False)  # says nothing to the pool
+    assert old[0].in_flight == 0
+    here.forget(new)
+    assert forgotten == ["http://a", "http://d"]
+
+
+def test_those_who_wait_are_told_of_changes():
+    here, told = pool(True, None), []
+    here.watch(lambda: told.append(names(here.candidates(call(), []))))
+    here.workers[1].judge(is_healthy=False)
+    here.workers[1].judge(is_healthy=True)
+    here.adopt(here.workers[:1])
+    assert told == ["a", "ab", "a"]
+
+
+def test_who_may_be_picked_is_not_found_anew_for_each_call():
+    here = pool(True, False, True)
+    first = here.candidates(call(), [])
+    assert here.candidates(call(), []) is first
+    here.workers[1].judge(is_healthy=True)
+    assert names(here.candidates(call(), [])) == "abc"
