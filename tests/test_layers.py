@@ -21,7 +21,7 @@ LAYERS = {
     **dict.fromkeys(["access_log", "keys_file", "loading", "metrics", "response_ids", "tracing", "upstream", "wire"], 1),
     "ejection": 1,
     **dict.fromkeys(["bulk", "directory", "http_json", "worker"], 2),
-    **dict.fromkeys(["engines", "keys", "policies", "retrieval"], 3),
+    **dict.fromkeys(["engines", "keys", "limits", "policies", "retrieval"], 3),
     **dict.fromkeys(["pool", "probes"], 4),
     **dict.fromkeys(["gateway"], 6),
     **dict.fromkeys(["middleware", "relay"], 7),

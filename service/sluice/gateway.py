@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sluice.config import Route
 from sluice.errors import UpstreamError, WorkerRefused, WorkerTimeout
+from sluice.limits.estimate import RouteEstimate
 from sluice.pool import Pool
 from sluice.types import Call, Endpoint, Usage
 from sluice.upstream.connection import Answer
@@ -32,6 +33,7 @@ class Served:
 
     settings: Route
     pool: Pool
+    estimate: RouteEstimate = field(default_factory=RouteEstimate)
 
 
 class Exchange:

@@ -45,6 +45,7 @@ class Tenant:
     key_id: str
     scopes: frozenset[str] = frozenset()
     routes: frozenset[str] | None = None  # None: every route
+    names_users: bool = False  # it may say for whom it calls, and limits and fairness go down to that person
 
     def may_use(self, route: str) -> bool:
         return self.routes is None or route in self.routes
@@ -67,6 +68,17 @@ class Prefix(NamedTuple):
     num_bytes: int = 0  # of the whole prompt
 
 
+class PromptSize(NamedTuple):
+    """What a prompt is made of, before any tokenizer has seen it: characters by class, and what are none."""
+
+    ascii: int = 0
+    cjk: int = 0
+    other: int = 0
+    token_ids: int = 0
+    messages: int = 0
+    media: int = 0  # images, audio, files
+
+
 class Call(NamedTuple):
     """One parsed client request: everything that the path of a call needs to know, and nothing that changes."""
 
@@ -87,8 +99,15 @@ class Call(NamedTuple):
     stream: bool = False
     wants_usage: bool = True  # False: the usage chunk was our wish, the client must not see it
     stamp: Callable[[str], Body] | None = None  # the body for the worker at this URL, where it depends on that
-    # What a policy may look at
+    # What it will cost, before a worker has said so
+    size: PromptSize = PromptSize()
     prompt_tokens: int = 0  # estimated
+    max_tokens: int | None = None  # of each answer, as asked for; None: as many as fit the context
+    num_choices: int = 1  # answers to all of its prompts together; 0 where nothing is generated
+    output_tokens: int = 0  # estimated, of all answers together
+    # Whom it is for, where the key is trusted to say so
+    user: str = ""
+    # What a policy may look at
     prefix: Prefix = Prefix()  # of the prompt, where the route's policy reads it
     adapter: str | None = None  # the LoRA adapter that is asked for
     session: str = ""  # what the route's session header says

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -12,9 +13,11 @@ from sluice.directory import Directory, Target
 from sluice.errors import MethodNotAllowed, NotFound
 from sluice.gateway import Served
 from sluice.middleware import Visit
+from sluice.pool import Pool
 from sluice.prefix import seed_of
 from sluice.response_ids import ResponseIds, not_found, worker_mark
 from sluice.types import Body, Call, Endpoint, Tenant
+from sluice.wire.members import OUTPUT_TOKENS
 from sluice.wire.requests import Prepared, Request, parse
 
 MAX_SESSION_BYTES = 256
@@ -24,6 +27,9 @@ SWITCHED = {
     Endpoint.DETOKENIZE: "detokenize",
     Endpoint.TRANSCRIPTIONS: "transcriptions",
 }
+GENERATING = frozenset({*OUTPUT_TOKENS, Endpoint.TRANSCRIPTIONS})
+USER_HEADER = b"x-openwebui-user-id"
+MAX_USER_CHARACTERS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +91,15 @@ class CallMaker:
     def _made(
         self, visit: Visit, tenant: Tenant, endpoint: Endpoint, model: str, aim: Aim, prepared: Prepared, body: Body
     ) -> Call:
+        target = aim.target
+        estimate = self._routes[target.route].estimate
+        prompt_tokens = estimate.prompt_tokens(prepared.size)
+        num_choices = prepared.num_prompts * prepared.num_choices if endpoint in GENERATING else 0
+        context = _context(self._routes[target.route].pool, target.served_model)
         return self._base(
             visit,
             tenant,
-            aim.target,
+            target,
             endpoint,
             model=model,
             pinned_worker=aim.pinned_worker,
@@ -98,7 +109,13 @@ class CallMaker:
             stream=prepared.stream,
             wants_usage=prepared.wants_usage,
             prefix=prepared.prefix,
-            adapter=aim.target.adapter,
+            adapter=target.adapter,
+            size=prepared.size,
+            prompt_tokens=prompt_tokens,
+            max_tokens=prepared.max_tokens,
+            num_choices=num_choices,
+            output_tokens=estimate.output_tokens(prepared.max_tokens, num_choices, prompt_tokens, context),
+            user=_user(visit.headers, prepared.user) if tenant.names_users else "",
         )
 
     def stored(self, visit: Visit, tenant: Tenant, stored: Stored) -> Call:
@@ -166,6 +183,23 @@ def _trace_context(headers: Mapping[bytes, bytes]) -> tuple[tuple[str, str], ...
 def _session(headers: Mapping[bytes, bytes], name: str | None) -> str:
     """What the route's session header says, cut to a bound; nothing where none is configured."""
     return "" if name is None else headers.get(name.encode(), b"")[:MAX_SESSION_BYTES].decode("latin-1")
+
+
+def _user(headers: Mapping[bytes, bytes], in_body: str) -> str:
+    """For whom a trusted key calls: the header wins, which the application's server sets, and not the application."""
+    name = headers.get(USER_HEADER, b"").decode("latin-1") or in_body
+    if len(name) <= MAX_USER_CHARACTERS and name.isprintable():
+        return name
+    return f"sha256:{sha256(name.encode(errors='replace')).hexdigest()}"
+
+
+def _context(pool: Pool, model: str) -> int | None:
+    """How many tokens prompt and answer may have together, as the first worker says that knows the model."""
+    for worker in pool.workers:
+        for known in worker.models:
+            if known.id == model:
+                return known.max_model_len
+    return None
 
 
 def _check_open(endpoint: Endpoint, target: Target) -> None:

@@ -109,6 +109,15 @@ def max_output_tokens(endpoint: Endpoint, members: Members) -> int | None:
     return COMPLETION_TOKENS if chosen is None and endpoint is Endpoint.COMPLETIONS else chosen
 
 
+def end_user(members: Members) -> str:
+    """For whom the call is: OpenAI's `safety_identifier`, or `user`, its older name; "" where neither is a text."""
+    for name in ("safety_identifier", "user"):
+        value = members.get(name)
+        if type(value) is str and value:
+            return value
+    return ""
+
+
 def refuse_forbidden(members: Members) -> None:
     """Raises `BadRequest` for a member that we would have to drop, and whose loss would change the answer."""
     for name, reason in REFUSED.items():

@@ -19,12 +19,14 @@ from sluice.wire.members import (
     DROPPED,
     OUTPUT_TOKENS,
     SPECIAL,
+    end_user,
     flag,
     max_output_tokens,
     num_choices,
     refuse_forbidden,
     text,
 )
+from sluice.wire.prompt_size import size_of
 from sluice.wire.rules import Prepared, Rules
 from sluice.wire.shapes import READ, SHAPES, Asked
 from sluice.wire.uploads import UploadRequest
@@ -135,6 +137,8 @@ class JsonRequest:
             num_choices=choices,
             max_tokens=max_output_tokens(self.endpoint, members),
             prefix=Prefix() if prefix_seed is None else prefix_of(self.endpoint, members, prefix_seed),
+            size=size_of(self.endpoint, members),
+            user=end_user(members),
         )
 
     def _check_prompts(self, max_prompts: int, choices: int) -> None:

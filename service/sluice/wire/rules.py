@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from sluice.config import Bounds, ConfigError, Route
-from sluice.types import Prefix
+from sluice.types import Prefix, PromptSize
 from sluice.wire.cuts import Cut, cut
 from sluice.wire.media import MediaHosts
 
@@ -41,6 +41,8 @@ class Prepared:
     num_prompts: int
     num_choices: int  # of each prompt
     max_tokens: int | None  # of each choice; None: as many as fit the context
+    size: PromptSize
+    user: str  # for whom the call is, as the client says; "" where it does not
     prefix: Prefix = Prefix()  # of the prompt, where it was asked for
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sluice.errors import BadRequest
-from sluice.types import Endpoint
+from sluice.types import Endpoint, PromptSize
 from sluice.wire.members import DROPPED, MAX_TOKENS, REFUSED, SPECIAL, num_choices, refuse_forbidden
 from sluice.wire.multipart import Multipart, parse_multipart
 from sluice.wire.rules import Prepared, Rules
@@ -68,6 +68,8 @@ class UploadRequest:
             num_prompts=1,
             num_choices=choices,
             max_tokens=max_tokens if type(max_tokens) is int else None,
+            size=PromptSize(media=1),
+            user="",
         )
 
     def _ask_for_usage(self, changes: dict[str, bytes | None]) -> bool:
