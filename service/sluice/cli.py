@@ -27,6 +27,8 @@ from sluice.config import ConfigError, Settings, load
 from sluice.keys import door
 from sluice.keys_file import KeyEntry, add_to_file, checked_name, instant, new_key, read_keys, revoke_in_file
 
+KEY_MEMBERS = ("rpm", "tpm", "concurrency", "priority", "weight", "names_users")  # of `sluice key new`, as in the file
+
 
 class Exit(IntEnum):
     OK = 0
@@ -89,7 +91,8 @@ def key_new(args: argparse.Namespace) -> int:
     if args.expires is not None and args.expires <= now:
         _say(f"--expires {args.expires.isoformat()} has passed")
         return Exit.USAGE
-    key, entry = new_key(args.tenant, scopes=args.scope, routes=args.routes, expires=args.expires, now=now)
+    members = {name: getattr(args, name) for name in KEY_MEMBERS if getattr(args, name) is not None}
+    key, entry = new_key(args.tenant, scopes=args.scope, routes=args.routes, expires=args.expires, now=now, **members)
     add_to_file(settings.auth.keys_file, entry)
     _say(f"{entry.id} for {entry.tenant} is in {settings.auth.keys_file}, as a hash; this is the only time it is shown:")
     if settings.auth.mode == "open":
@@ -99,12 +102,14 @@ def key_new(args: argparse.Namespace) -> int:
 
 
 def key_list(args: argparse.Namespace) -> int:
-    table = Table("id", "tenant", "scopes", "routes", "created", "expires", "state")
+    table = Table("id", "tenant", "scopes", "routes", "limits", "created", "expires", "state")
     for entry in read_keys(load(args.config, environment=None).auth.keys_file):
         routes = "all" if entry.routes is None else ", ".join(entry.routes)
         expires = "never" if entry.expires is None else f"{entry.expires:%Y-%m-%d %H:%M}"
         created = f"{entry.created:%Y-%m-%d %H:%M}"
-        cells = [entry.id, entry.tenant, ", ".join(entry.scopes) or "-", routes, created, expires, _state(entry)]
+        limits = ", ".join(f"{name} {value}" for name in ("rpm", "tpm", "concurrency") if (value := getattr(entry, name)))
+        scopes = ", ".join(entry.scopes) or "-"
+        cells = [entry.id, entry.tenant, scopes, routes, limits or "-", created, expires, _state(entry)]
         table.add_row(*(Text(cell) for cell in cells))
     _show(table)
     return Exit.OK
@@ -156,6 +161,12 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(checked_name(part.strip()) for part in text.split(","))
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("a whole number of at least 1")
+    return int(text)
+
+
 def _parser(run_server: RunServer) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sluice", description="An OpenAI-compatible gateway for vLLM.")
     parser.add_argument("--version", action="version", version=f"sluice {__version__}")
@@ -180,6 +191,13 @@ def _key_commands(commands: Any) -> None:
     new.add_argument("--scope", action="append", default=[], choices=["admin"], help="what it may do besides calls")
     new.add_argument("--routes", type=_argument(_names), metavar="A,B", help="the only routes it may use (default: all)")
     new.add_argument("--expires", type=_argument(instant), metavar="DATE", help="from when on it is refused (UTC)")
+    positive, names = _argument(_positive), "trust it to name its users, by header or body: limits go down to them"
+    new.add_argument("--rpm", type=positive, metavar="N", help="requests per minute (default: the tenant's per_key)")
+    new.add_argument("--tpm", type=positive, metavar="N", help="tokens per minute")
+    new.add_argument("--concurrency", type=positive, metavar="N", help="calls at the same time")
+    new.add_argument("--priority", type=int, choices=range(-10, 11), metavar="-10..10", help="in the queue; default: 0")
+    new.add_argument("--weight", type=positive, metavar="N", help="its tenant's share beside other tenants; default: 1")
+    new.add_argument("--names-users", action="store_const", const=True, help=names)
     _command(inner, "list", key_list, "list the keys", "sluice key list")
     revoke = _command(inner, "revoke", key_revoke, "disable a key", "sluice key revoke key_0a1b2c3d4e5f")
     revoke.add_argument("id", help="the key's id, as `sluice key list` shows it")

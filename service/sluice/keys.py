@@ -206,5 +206,16 @@ def _look(path: Path, seen: Signature | None) -> Look | None:
 
 def _known(entry: KeyEntry) -> Known:
     routes = None if entry.routes is None else frozenset(entry.routes)
-    tenant = Tenant(name=entry.tenant, key_id=entry.id, scopes=frozenset(entry.scopes), routes=routes)
+    tenant = Tenant(
+        name=entry.tenant,
+        key_id=entry.id,
+        scopes=frozenset(entry.scopes),
+        routes=routes,
+        names_users=entry.names_users,
+        priority=entry.priority,
+        weight=entry.weight,
+        rpm=entry.rpm,
+        tpm=entry.tpm,
+        concurrency=entry.concurrency,
+    )
     return Known(entry.digest, tenant, entry.disabled, entry.expires.timestamp() if entry.expires else None)

@@ -19,12 +19,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, RootModel, model_validator
 
 from sluice.config import ConfigError, Section
+from sluice.config.base import Positive
 from sluice.yaml_lines import Mistake, load_with_lines, parse, read_text
 
 Scope = Literal["admin"]
@@ -66,6 +67,12 @@ class KeyEntry(Section):
     routes: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None  # None: every route
     disabled: bool = False
     expires: Instant | None = None
+    rpm: Positive | None = None
+    tpm: Positive | None = None
+    concurrency: Positive | None = None
+    priority: Annotated[int, Field(ge=-10, le=10)] = 0
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
+    names_users: bool = False
 
     @property
     def digest(self) -> bytes:
@@ -93,8 +100,9 @@ def new_key(
     routes: Sequence[str] | None = None,
     expires: datetime | None = None,
     now: datetime,
+    **members: Any,
 ) -> tuple[str, KeyEntry]:
-    """A fresh key in clear, which exists nowhere else, and the entry that knows it by its hash."""
+    """A fresh key in clear, which exists nowhere else, and the entry that knows it by its hash and has these `members`."""
     key = f"sk-{secrets.token_urlsafe(32)}"
     entry = KeyEntry(
         id=f"key_{secrets.token_hex(6)}",
@@ -104,6 +112,7 @@ def new_key(
         scopes=tuple(scopes),
         routes=None if routes is None else tuple(routes),
         expires=expires,
+        **members,
     )
     return key, entry
 

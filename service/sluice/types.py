@@ -46,6 +46,12 @@ class Tenant:
     scopes: frozenset[str] = frozenset()
     routes: frozenset[str] | None = None  # None: every route
     names_users: bool = False  # it may say for whom it calls, and limits and fairness go down to that person
+    priority: int = 0  # of its calls in the queue; higher ones go first
+    weight: int = 1  # its share of the workers beside other tenants
+    # What the key itself may use, besides what its tenant may; None: the tenant's `per_key`
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
 
     def may_use(self, route: str) -> bool:
         return self.routes is None or route in self.routes

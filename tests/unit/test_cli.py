@@ -172,6 +172,9 @@ def test_a_new_key_has_what_was_asked_for(config, capsys):
         (["--expires", "soon"], "a date is written 2030-12-31 or 2030-12-31T18:00:00Z"),
         (["--expires", "2001-01-01"], "--expires 2001-01-01T00:00:00+00:00 has passed"),
         (["--scope", "root"], "invalid choice: 'root'"),
+        (["--rpm", "0"], "a whole number of at least 1"),
+        (["--tpm", "many"], "a whole number of at least 1"),
+        (["--priority", "11"], "invalid choice: 11"),
     ],
 )
 def test_a_key_that_makes_no_sense_is_exit_code_2_and_not_made(config, capsys, options, said):
@@ -180,6 +183,14 @@ def test_a_key_that_makes_no_sense_is_exit_code_2_and_not_made(config, capsys, o
     out, err = capsys.readouterr()
     assert out == "" and said in err
     assert not (config.parent / "keys.yaml").exists()
+
+
+def test_a_key_is_made_with_its_limits_its_place_and_its_trust(config, capsys):
+    made(config, capsys, *"--rpm 60 --tpm 5000 --concurrency 3 --priority -5 --weight 4 --names-users".split())
+
+    [entry] = read_keys(config.parent / "keys.yaml")
+    assert (entry.rpm, entry.tpm, entry.concurrency) == (60, 5000, 3)
+    assert (entry.priority, entry.weight, entry.names_users) == (-5, 4, True)
 
 
 def test_a_key_can_be_made_where_the_workers_keys_are_not_known(config, capsys, monkeypatch):
@@ -197,7 +208,7 @@ def test_a_key_for_an_open_gateway_is_made_with_a_note(config, capsys):
 
 
 def test_keys_are_listed_with_their_state_and_revoked_by_id(config, capsys):
-    made(config, capsys, "--routes", "smollm2", "--scope", "admin")
+    made(config, capsys, "--routes", "smollm2", "--scope", "admin", "--rpm", "60", "--concurrency", "2")
     made(config, capsys)
     first, second = read_keys(config.parent / "keys.yaml")
     text = (config.parent / "keys.yaml").read_text()
@@ -209,8 +220,8 @@ def test_keys_are_listed_with_their_state_and_revoked_by_id(config, capsys):
 
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     created = f"{first.created:%Y-%m-%d %H:%M}"
-    assert [first.id, "research", "admin", "smollm2", created, "2026-01-01 00:00", "expired"] in rows
-    assert [second.id, "research", "-", "all", created, "never", "disabled"] in rows
+    assert [first.id, "research", "admin", "smollm2", "rpm 60, concurrency 2", created, "2026-01-01 00:00", "expired"] in rows
+    assert [second.id, "research", "-", "all", "-", created, "never", "disabled"] in rows
 
 
 def test_revoking_an_unknown_key_is_exit_code_1(config, capsys):

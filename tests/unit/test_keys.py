@@ -61,6 +61,15 @@ def refusal(keys: Keys, key: str | None, **more: object) -> Unauthenticated:
     return caught.value
 
 
+def test_a_tenant_has_what_its_key_says(path: Path):
+    key = made(path, rpm=60, tpm=5000, concurrency=3, priority=-5, weight=4, names_users=True)
+
+    tenant = ask(loaded(path), key)
+
+    assert (tenant.rpm, tenant.tpm, tenant.concurrency) == (60, 5000, 3)
+    assert (tenant.priority, tenant.weight, tenant.names_users) == (-5, 4, True)
+
+
 def test_a_key_leads_to_its_tenant(path):
     made(path, "other")
     key = made(path, scopes=["admin"], routes=["smollm2"])
