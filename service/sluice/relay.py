@@ -14,7 +14,8 @@ from typing import Any, Protocol, Self
 
 from sluice.asgi import Headers, Message, Receive, Send
 from sluice.errors import GatewayError, InternalError
-from sluice.gateway import Exchange, Gateway
+from sluice.exchange import Exchange
+from sluice.gateway import Gateway
 from sluice.types import Call, Endpoint, Outcome, Source, Usage
 from sluice.wire.events import dialect_of
 

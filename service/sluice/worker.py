@@ -109,8 +109,13 @@ class Worker:
         if self.ejection.failed(now):
             self.on_change()
 
+    def answered(self, now: float) -> None:
+        """A stream has begun. That readmits a worker on trial, but says nothing of how its streams end."""
+        if self.ejection.until is not None:
+            self.succeeded(now)
+
     def succeeded(self, now: float) -> None:
-        """A call got its first event or its whole answer."""
+        """A call got its whole answer, or its stream to the end."""
         if self.ejection.succeeded(now):
             self.on_change()
 

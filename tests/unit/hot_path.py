@@ -17,6 +17,7 @@ from sluice.config import Route
 from sluice.gateway import Gateway, Served
 from sluice.policies.base import RoutingPolicy
 from sluice.pool import Pool
+from sluice.retry_budget import RetryBudget
 from sluice.types import Call, Endpoint, Tenant
 from sluice.upstream.connections import Connections
 from sluice.worker import Worker
@@ -39,13 +40,19 @@ class InOrder(RoutingPolicy):
 class Line:
     """One route over `workers`, and the gateway that serves it. `settings` are those of the route."""
 
-    def __init__(self, *workers: RawServer | str, policy: RoutingPolicy | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *workers: RawServer | str,
+        policy: RoutingPolicy | None = None,
+        retries: RetryBudget | None = None,
+        **settings: Any,
+    ) -> None:
         urls = [worker if isinstance(worker, str) else worker.url for worker in workers]
         self.settings = Route.model_validate({"workers": {"static": urls}} | settings)
         connect_s = self.settings.timeouts.connect_s
         self.workers = [Worker(url, Connections(url, connect_s=connect_s)) for url in urls]
         self.pool = Pool(MODEL, self.workers, policy or InOrder())
-        self.gateway = Gateway({MODEL: Served(self.settings, self.pool)}, now)
+        self.gateway = Gateway({MODEL: Served(self.settings, self.pool, retries=retries or RetryBudget())}, now)
 
     async def __aenter__(self) -> Self:
         return self

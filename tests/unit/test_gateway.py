@@ -5,6 +5,7 @@ import asyncio
 import orjson
 import pytest
 
+from sluice.ejection import FAILURES
 from sluice.errors import (
     ContextTooLong,
     GatewayError,
@@ -15,7 +16,8 @@ from sluice.errors import (
     WorkerTimeout,
     WorkerUnavailable,
 )
-from sluice.gateway import MAX_ERROR_BYTES
+from sluice.exchange import MAX_ERROR_BYTES
+from sluice.retry_budget import RetryBudget
 from sluice.types import Call, Endpoint, Usage
 from tests.support import scripts
 from tests.support import vllm_shapes as vllm
@@ -250,8 +252,8 @@ def body_of(num_bytes: int) -> bytes:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_worker_that_may_have_computed_is_not_followed_by_another(script, status, kind, stream):
-    async with line(2) as (here, one, two):
+async def test_what_a_worker_says_or_does_instead_of_an_answer_is_an_error_of_ours(script, status, kind, stream):
+    async with line(2, max_retries=0) as (here, one, two):
         one.on(CHAT, script)
         error = await failure(here, here.call(stream=stream))
         assert (type(error), error.status) == (kind, status)
@@ -260,6 +262,58 @@ async def test_a_worker_that_may_have_computed_is_not_followed_by_another(script
         assert numbers(one, two) == [1, 0]
         one.forget_scripts()
         assert b"Hello" in await whole(here)  # and nothing of it is left for the next call
+
+
+FAULTS = {
+    "500": scripts.vllm_error(500, "engine dead"),
+    "502 of a balancer": scripts.html_error(502),
+    "no HTTP": scripts.garbage(),
+    "half a head": scripts.half_head("reset"),
+    "half an answer": scripts.wrong_length({"choices": []}, by=7, then="reset"),
+    "no JSON": scripts.reply(200, b"<html>Welcome</html>", content_type="text/html"),
+    "a key that it does not know": scripts.string_error(401),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_worker_that_may_have_computed_is_followed_by_another_within_the_budget(fault, stream):
+    async with line(2, retries=RetryBudget(share=0, per_s=0.1)) as (here, one, two):
+        one.on(CHAT, FAULTS[fault])
+        assert b"Hello" in await answer_of(here, here.call(stream=stream))
+        assert numbers(one, two) == [1, 1]
+        await failure(here, here.call(stream=stream))  # that was the only retry of ten seconds
+        assert numbers(one, two) == [2, 1]
+
+
+async def test_refusals_do_not_draw_on_the_budget():
+    async with line(2, retries=RetryBudget(share=0, per_s=0)) as (here, one, two):
+        one.on(CHAT, scripts.queue_full())
+        for _ in range(3):
+            await whole(here)
+        assert numbers(one, two) == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [scripts.vllm_error(400), scripts.vllm_error(404), scripts.vllm_error(429), scripts.vllm_error(501), scripts.empty(413)],
+)
+async def test_what_every_worker_would_say_is_asked_of_one(script):
+    async with line(2) as (here, one, two):
+        one.on(CHAT, script)
+        await failure(here)
+        assert numbers(one, two) == [1, 0]
+
+
+async def answer_of(line: Line, call: Call) -> bytes:
+    """Body or stream, to the end."""
+    out = bytearray()
+    async with line.gateway.exchange(call) as exchange:
+        out += exchange.body + exchange.first
+        if call.stream:
+            await exchange.pipe(out.extend)
+            out += exchange.last
+    return bytes(out)
 
 
 # Time
@@ -275,7 +329,7 @@ async def test_a_worker_that_may_have_computed_is_not_followed_by_another(script
     ],
 )
 async def test_a_worker_without_a_first_event_is_given_up(script):
-    async with line(2, timeouts={"first_event_s": SHORT_S}) as (here, one, two):
+    async with line(2, max_retries=0, timeouts={"first_event_s": SHORT_S}) as (here, one, two):
         one.on(CHAT, script)
         error = await failure(here, here.call(stream=True))
         assert (type(error), error.status, error.code) == (WorkerTimeout, 504, "worker_timeout")
@@ -283,6 +337,15 @@ async def test_a_worker_without_a_first_event_is_given_up(script):
         await one.wait_aborted(1)
         assert numbers(one, two) == [1, 0]
         await until(lambda: "[0 open, 0 idle]" in here.held[1])
+
+
+async def test_a_worker_that_is_given_up_is_followed_by_another_while_the_call_has_time():
+    async with line(2, timeouts={"first_event_s": SHORT_S}) as (here, one, two):
+        one.on(CHAT, scripts.never_answers())
+        assert b"Hello" in await answer_of(here, here.call(stream=True))
+        await one.wait_aborted(1)
+        await failure(here, here.call(stream=True, deadline=now() + SHORT_S / 2))
+        assert numbers(one, two) == [2, 1]
 
 
 @pytest.mark.parametrize("script", [scripts.never_answers(), scripts.wrong_length({"choices": []}, by=7, then="stall")])
@@ -368,7 +431,7 @@ ERROR_503 = vllm.error_event(503, "The engine is busy", type="Service Unavailabl
     ],
 )
 async def test_what_fails_before_the_first_event_is_a_real_status(script, status, kind):
-    async with line(2) as (here, one, two):
+    async with line(2, max_retries=0) as (here, one, two):
         one.on(CHAT, script)
         error = await failure(here, here.call(stream=True))
         assert (type(error), error.status) == (kind, status)
@@ -464,3 +527,68 @@ async def test_a_stream_is_told_apart_by_its_bytes_not_by_its_reads():
                 await exchange.pipe(seen.append)
                 assert exchange.first + b"".join(seen) == expected
                 assert exchange.usage == Usage(5, 6, 0, exact=True)
+
+
+# What workers are told
+
+
+def failures_to_ejection(line: Line) -> int:
+    """How many more failures in a row would eject the first worker."""
+    worker = line.workers[0]
+    count = 0
+    while worker.ejection.until is None:
+        worker.failed(now())
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, *REFUSALS])
+async def test_a_worker_is_told_that_a_call_failed_by_its_fault(fault):
+    async with line(2) as (here, one, two):
+        one.on(CHAT, (FAULTS | REFUSALS)[fault])
+        await whole(here)
+        assert failures_to_ejection(here) == FAILURES - 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_good_answer_wipes_out_what_failed_before(stream):
+    async with line() as (here, worker):
+        here.workers[0].failed(now())
+        await answer_of(here, here.call(stream=stream))
+        assert failures_to_ejection(here) == FAILURES
+
+
+@pytest.mark.parametrize("script", [scripts.vllm_error(400), scripts.vllm_error(429)])
+async def test_what_a_worker_says_of_a_request_is_no_failure_of_it(script):
+    async with line() as (here, worker):
+        worker.on(CHAT, script)
+        await failure(here)
+        assert failures_to_ejection(here) == FAILURES
+
+
+async def test_a_worker_whose_streams_all_break_is_ejected_though_they_began_well():
+    async with line() as (here, worker):
+        worker.on(CHAT, scripts.chat_stream(after=3, ending="reset"))
+        for _ in range(FAILURES):
+            await answer_of(here, here.call(stream=True))
+        assert here.workers[0].ejection.until is not None
+
+
+async def test_a_worker_on_trial_is_readmitted_by_the_beginning_of_a_stream():
+    async with line() as (here, worker):
+        worker.on(CHAT, scripts.chat_stream(after=2, ending="stall"))
+        failures_to_ejection(here)
+        async with here.gateway.exchange(here.call(stream=True)):
+            assert here.workers[0].ejection.until is None
+
+
+async def test_a_prompt_weighs_on_a_worker_until_its_first_event():
+    gate = asyncio.Event()
+    async with line() as (here, worker):
+        worker.on(CHAT, scripts.chat_stream(gates={0: gate}))
+        opening = asyncio.create_task(first_of(here, here.call(stream=True, prompt_tokens=7)))
+        await worker.wait_requests(1)
+        await until(lambda: here.workers[0].prefill_tokens == 7)
+        gate.set()
+        await opening
+        assert here.workers[0].prefill_tokens == 0

@@ -1,0 +1,58 @@
+"""One try at a call: a slot on a worker, the request that goes there, and its answer; held until it is closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, AsyncExitStack
+
+from sluice.config import Route
+from sluice.exchange import Exchange
+from sluice.types import Call
+from sluice.worker import Lease, Worker
+
+
+class Attempt:
+    """What one try holds. `take` and `open` come once each, in this order; `close` lets everything go, at any time."""
+
+    __slots__ = ("_call", "_clock", "_held", "_lease", "_settings", "exchange", "sent_at", "worker")
+
+    def __init__(self, call: Call, settings: Route, clock: Callable[[], float]) -> None:
+        self._call = call
+        self._settings = settings
+        self._clock = clock
+        self._held = AsyncExitStack()
+        self._lease: Lease | None = None
+        self.worker: Worker | None = None
+        self.exchange: Exchange | None = None
+        self.sent_at: float | None = None
+
+    async def take(self, slot: AbstractContextManager[Lease]) -> Worker:
+        """Occupy the slot. Raises where there is none to be had."""
+        lease = self._lease = self._held.enter_context(slot)
+        self.worker = lease.worker
+        return lease.worker
+
+    async def open(self, request_id: str) -> Exchange:
+        """Send the request, and wait for the first event or the whole answer. Raises what comes instead."""
+        call, worker, lease = self._call, self.worker, self._lease
+        assert worker is not None and lease is not None
+        body = call.body if call.stamp is None else call.stamp(worker.url)
+        head = worker.connections.head(
+            call.method,
+            call.path,
+            content_type=call.content_type,
+            length=len(body) if isinstance(body, bytes) else sum(map(len, body)),
+            request_id=request_id,
+            headers=call.headers,
+        )
+        sending = await self._held.enter_async_context(worker.connections.send(head, body))
+        self.sent_at = self._clock()
+        exchange = self.exchange = Exchange(call, self._settings, sending)
+        await exchange.open()
+        lease.prefilled()
+        return exchange
+
+    async def close(self) -> None:
+        if self.exchange is not None:
+            self.exchange.close()
+        await self._held.aclose()

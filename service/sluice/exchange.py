@@ -1,0 +1,214 @@
+"""One worker's answer to a call, from its first byte to its last: what goes down of it, and how it is going.
+
+It is silent, late, cut or garbage at any place: before the first event that is raised, afterwards `events.broken` says it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from sluice.config import Route
+from sluice.errors import UpstreamError, WorkerTimeout
+from sluice.types import Call, Endpoint, Usage
+from sluice.upstream.connection import Answer
+from sluice.upstream.connections import Sending
+from sluice.wire.events import EventStream, dialect_of
+from sluice.wire.replies import checked, rejection, usage_of_body
+
+MAX_REPLY_BYTES = 268_435_456
+MAX_ERROR_BYTES = 1_048_576
+END_GRACE_S = 1.0
+
+
+class Exchange:
+    """A call in progress, from the first byte of the answer to the last: what goes down, and how it is going.
+
+    A whole answer is in `body`. A stream has its first events in `first`; the rest comes through `pipe`.
+    """
+
+    def __init__(self, call: Call, settings: Route, sending: Sending) -> None:
+        self.call = call
+        self._settings = settings
+        self._sending = sending
+        self._loop = asyncio.get_running_loop()
+        # The answer
+        self.content_type = ""
+        self.body = b""
+        self.events: EventStream | None = None
+        self.first = b""
+        self.last = b""  # what is left to write when `pipe` is done: the end of the stream, with the answer's own end behind it
+        self._whole_usage: Usage | None = None
+        # The stream, while it is piped
+        self._write: Callable[[bytes], None]
+        self._over: asyncio.Future[None]
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_read = 0.0
+        self._is_paused = False
+        self._is_closed = False
+
+    @property
+    def usage(self) -> Usage:
+        if self.events is not None:
+            return self.events.usage
+        return self._whole_usage or Usage()
+
+    async def open(self) -> None:
+        """Wait for the answer's head and for the whole body or the first good event.
+
+        Raises `WorkerRefused` where nothing was computed, else what the worker said or how it failed. A silent worker is a
+        `WorkerTimeout` after `first_event_s`; a whole answer, and all attempts together, have until the call's deadline.
+        """
+        call, timeouts = self.call, self._settings.timeouts
+        patience_s = timeouts.first_event_s if call.stream else timeouts.total_s
+        due = self._loop.time() + patience_s
+        if due > call.deadline:
+            due, patience_s = call.deadline, timeouts.total_s
+        timer = self._loop.call_at(due, self._out_of_patience, patience_s)
+        try:
+            answer = await self._sending.head()
+            self.content_type = answer.headers.get("content-type", "")
+            if answer.status != 200:
+                raise rejection(answer.status, await answer.read(MAX_ERROR_BYTES), call.path)
+            if call.stream:
+                await self._open_stream(answer)
+            else:
+                self._take_whole(await answer.read(MAX_REPLY_BYTES))
+        finally:
+            timer.cancel()
+
+    def pipe(self, write: Callable[[bytes], None]) -> asyncio.Future[None]:
+        """Write the rest of the stream as it comes, from within the event loop's read; done when the stream is over.
+
+        Afterwards `events.broken` says whether it broke. `write` must not block and must not raise.
+        """
+        events = self.events
+        assert events is not None
+        self._write = write
+        self._over = self._loop.create_future()
+        self._last_read = self._loop.time()
+        self._sending.connection.pipe(self._sending.answer, self._on_data, self._on_end)
+        if events.ended:
+            self._settle(events)
+        else:
+            self._tick()
+        return self._over
+
+    def pause(self) -> None:
+        """The client reads too slowly: stop reading from the worker."""
+        if not self._is_closed:
+            self._is_paused = True
+            self._sending.connection.pause()
+
+    def resume(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._last_read = self._loop.time()
+            self._sending.connection.resume()
+
+    def close(self) -> None:
+        """No timer is left, and the connection reads again: it may be another call's next."""
+        self._is_closed = True
+        self.resume()
+        self._disarm()
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _take_whole(self, body: bytes) -> None:
+        call = self.call
+        if call.endpoint is Endpoint.TRANSCRIPTIONS and not self.content_type.startswith("application/json"):
+            self.body = body  # response_format text, srt or vtt
+            return
+        self.body = checked(body, model=call.model, reasoning_content=self._settings.reasoning_content)
+        self._whole_usage = usage_of_body(self.body)
+
+    async def _open_stream(self, answer: Answer) -> None:
+        if not self.content_type.startswith("text/event-stream"):
+            raise UpstreamError("The worker answered a stream with something else.")
+        events = self.events = EventStream(
+            dialect_of(self.call.endpoint),
+            model=self.call.model,
+            hide_usage=not self.call.wants_usage,
+            reasoning_content=self._settings.reasoning_content,
+        )
+        while not self.first and not events.ended:
+            data = await answer.some()
+            if not data:
+                events.finish()
+                break
+            self.first = events.feed(data)
+        if events.broken and not self.first:
+            raise events.broken
+
+    def _out_of_patience(self, patience_s: float) -> None:
+        self._sending.fail(WorkerTimeout(f"The worker did not answer within {patience_s:g} s."))
+
+    # The stream's events, each from within a read or a timer of the event loop
+    def _on_data(self, data: bytes) -> None:
+        self._last_read = self._loop.time()
+        events = self.events
+        assert events is not None
+        if events.ended:
+            return
+        out = events.feed(data)
+        if events.ended:
+            self._end(events, out)
+        elif out:
+            self._write(out)
+
+    def _on_end(self) -> None:
+        events = self.events
+        assert events is not None
+        if (error := self._sending.answer.error) is not None:
+            events.fail(error)
+        events.finish()
+        self._resolve()
+
+    def _end(self, events: EventStream, out: bytes) -> None:
+        """The stream's last bytes: where the answer ends with them too, they go down in one write with our answer's end."""
+        if self._sending.connection.is_complete:
+            self.last = out
+        elif out:
+            self._write(out)
+        self._settle(events)
+
+    def _settle(self, events: EventStream) -> None:
+        """The stream has said its last word. The connection is kept if the worker ends its body soon, as it should."""
+        if events.broken or self._sending.answer.ended:
+            self._resolve()
+            return
+        self.resume()  # what is left to read is not for the client
+        self._disarm()
+        self._timer = self._loop.call_later(min(END_GRACE_S, self._settings.timeouts.silence_s), self._resolve)
+
+    def _resolve(self) -> None:
+        self.close()
+        if not self._over.done():
+            self._over.set_result(None)
+
+    def _tick(self) -> None:
+        """Look at the clock: too long, too silent, or silent enough for a comment that keeps the client's side alive.
+
+        While the client pauses us nothing is read: then the worker is not silent, and a comment would not be read either.
+        """
+        events, now, timeouts = self.events, self._loop.time(), self._settings.timeouts
+        assert events is not None
+        heard_at = now if self._is_paused else self._last_read
+        if now >= self.call.deadline:
+            events.fail(WorkerTimeout(f"This stream took longer than {timeouts.total_s:g} s."))
+        elif now - heard_at >= timeouts.silence_s:
+            events.fail(WorkerTimeout(f"The worker fell silent for {timeouts.silence_s:g} s in the middle of its answer."))
+        if events.ended:
+            self._resolve()
+            return
+        due = min(heard_at + timeouts.silence_s, self.call.deadline)
+        if (keep_alive_s := self._settings.keep_alive_s) is not None:
+            comment_due = heard_at + keep_alive_s
+            if now >= comment_due:
+                self._write(b": keep-alive\n\n")
+                comment_due = now + keep_alive_s
+            due = min(due, comment_due)
+        self._timer = self._loop.call_at(max(now + 0.01, due), self._tick)
