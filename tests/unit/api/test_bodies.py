@@ -110,7 +110,7 @@ async def test_a_client_that_stalls_is_timed_out(begun: Receive):
 async def test_a_client_that_trickles_is_timed_out_once_the_time_for_the_whole_body_is_over():
     receive = parts(b"a", b"b", b"c", ends=False)
     with Buffers(100).hold() as held, pytest.raises(RequestTimeout):
-        await reader([0.0, 1.0, 59.0, 59.999], body_s=60, body_idle_s=50).read(visit(), receive, held)
+        await reader([0.0, 1.0, 59.0, 59.9, 59.999], body_s=60, body_idle_s=50).read(visit(), receive, held)
     assert receive.num_read == 3
 
 
