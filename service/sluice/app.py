@@ -224,7 +224,7 @@ def _tame_collector() -> None:
     """A call leaves no cycles behind, so the collector has little to do, and must not walk all modules to find that out."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(200_000, 20, 100)
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _allow_many_files() -> None:
