@@ -20,7 +20,7 @@ E2E := $(BIN)/pytest tests/e2e -o faulthandler_timeout=900 -o faulthandler_exit_
 export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install engine model up lint type unit cover e2e test bench lock clean
+.PHONY: help install engine model up lint type unit cover e2e test bench loadtest lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -63,6 +63,9 @@ test: ## everything: lint, type, unit with coverage, e2e
 
 bench: .venv/.dev ## what a request and an event cost, beside the reference
 	@$(BIN)/python -m loadtest.bench $(ARGS)
+
+loadtest: .venv/.dev ## two minutes of locust against a simulated fleet: a table, a page with plots, SLOs
+	@$(BIN)/python -m loadtest $(ARGS)
 
 lock: .venv-lock/bin/uv ## resolve the dependencies anew: deploy/locks/*.txt
 	@set -e; export UV_CUSTOM_COMPILE_COMMAND="make lock"; cd deploy/locks; \
