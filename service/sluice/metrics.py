@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from sluice.types import Outcome
 
 FIRST_EVENT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
+PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
 DURATION_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
 OVERHEAD_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
 KINDS = ("prompt", "completion", "cached")
@@ -50,12 +51,13 @@ class Histogram:
 class RouteMetrics:
     """The numbers of one route."""
 
-    __slots__ = ("duration", "first_event", "overhead", "retries", "tokens")
+    __slots__ = ("duration", "first_event", "overhead", "per_token", "retries", "tokens")
 
     def __init__(self) -> None:
         self.duration = Histogram(DURATION_S)
         self.first_event = Histogram(FIRST_EVENT_S)
         self.overhead = Histogram(OVERHEAD_S)
+        self.per_token = Histogram(PER_TOKEN_S)
         self.retries = 0
         self.tokens = {True: [0, 0, 0], False: [0, 0, 0]}  # by whether they are exact, as in KINDS
 
@@ -96,6 +98,9 @@ class Metrics(Collector):
             numbers.overhead.observe(outcome.overhead_s)
         if outcome.first_event_s is not None:
             numbers.first_event.observe(outcome.first_event_s)
+            if outcome.usage.completion_tokens > 1:
+                gaps_s = outcome.duration_s - outcome.first_event_s
+                numbers.per_token.observe(gaps_s / (outcome.usage.completion_tokens - 1))
         if outcome.attempts > 1:
             numbers.retries += outcome.attempts - 1
         usage = outcome.usage
@@ -142,6 +147,11 @@ class Metrics(Collector):
         first_event = HistogramMetricFamily(
             "sluice_time_to_first_event_seconds", "From the arrival of a streamed call to its first event.", labels=["route"]
         )
+        per_token = HistogramMetricFamily(
+            "sluice_time_per_output_token_seconds",
+            "Mean time between the tokens of a stream, from its first event to its end.",
+            labels=["route"],
+        )
         overhead = HistogramMetricFamily(
             "sluice_overhead_seconds",
             "Time from the arrival of a call to the moment it is written to a worker.",
@@ -156,12 +166,13 @@ class Metrics(Collector):
         for route, numbers in list(self._routes.items()):
             numbers.duration.show(duration, [route])
             numbers.first_event.show(first_event, [route])
+            numbers.per_token.show(per_token, [route])
             numbers.overhead.show(overhead, [route])
             retries.add_metric([route], numbers.retries)
             for exact, counts in numbers.tokens.items():
                 for kind, count in zip(KINDS, counts, strict=True):
                     tokens.add_metric([route, kind, str(exact).lower()], count)
-        yield from (duration, first_event, overhead, retries, tokens)
+        yield from (duration, first_event, per_token, overhead, retries, tokens)
 
     def _shown_workers(self) -> Iterator[Metric]:
         in_flight = GaugeMetricFamily(
