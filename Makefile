@@ -20,11 +20,11 @@ E2E := $(BIN)/pytest tests/e2e -o faulthandler_timeout=900 -o faulthandler_exit_
 export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install engine model up lint type unit cover e2e test bench loadtest lock clean
+.PHONY: help install engine model up lint type unit cover e2e test-deploy test bench loadtest lock clean
 .DEFAULT_GOAL := help
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## the gateway: .venv/bin/sluice
 engine: .venv-engine/.installed ## vLLM: .venv-engine
@@ -54,10 +54,16 @@ e2e: .venv/.dev engine model $(NODE)/.installed ## real vLLM, real SDKs
 	@echo "== e2e"
 	@$(E2E)
 
-test: ## everything: lint, type, unit with coverage, e2e
+test-deploy: .venv/.dev ## the chart, the alerts, the dashboards and the image, with their own tools
+	@echo "== deploy"
+	@$(PYTHON) deploy/locks/tools.py
+	@$(BIN)/pytest tests/deploy -rs --numprocesses 2 --dist loadfile
+
+test: ## everything: lint, type, unit with coverage, deploy, e2e
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory type
 	@$(MAKE) --no-print-directory cover
+	@$(MAKE) --no-print-directory test-deploy
 	@$(MAKE) --no-print-directory e2e
 	@echo "== all passed"
 
@@ -74,10 +80,12 @@ lock: .venv-lock/bin/uv ## resolve the dependencies anew: deploy/locks/*.txt
 	compile gateway.txt ../../pyproject.toml build.in; \
 	compile dev.txt ../../pyproject.toml build.in --group ../../pyproject.toml:dev --constraints gateway.txt; \
 	compile engine-cpu.txt engine-cpu.in --excludes engine-cpu.excludes; \
-	compile engine-gpu.txt engine-gpu.in
+	compile engine-gpu.txt engine-gpu.in; \
+	compile tools.txt tools.in; \
+	compile checkov.txt checkov.in
 
 clean: ## remove all that make has created, models and keys included
-	rm -rf .venv .venv-engine .venv-lock .sluice $(NODE)/node_modules $(NODE)/.installed .coverage* htmlcov
+	rm -rf .venv .venv-engine .venv-lock .sluice .tools $(NODE)/node_modules $(NODE)/.installed .coverage* htmlcov
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis service/sluice.egg-info
 
 # Stamps: a file for what is installed, older than the lock it was installed from when that has changed.

@@ -1,0 +1,39 @@
+{{/* The gateway's sluice.yaml, from the values. Anything else of docs/configuration.md comes from gateway.config. */}}
+
+{{- define "sluice.config" -}}
+{{- $server := dict "host" "0.0.0.0" "port" .Values.gateway.ports.http "metrics_port" .Values.gateway.ports.metrics -}}
+{{- $auth := dict "mode" .Values.gateway.auth.mode -}}
+{{- if eq .Values.gateway.auth.mode "keys" -}}
+{{- $_ := set $auth "keys_file" (printf "/etc/sluice/keys/%s" .Values.gateway.auth.secretKey) -}}
+{{- else -}}
+{{- $_ := set $auth "open_beyond_loopback" true -}}
+{{- end -}}
+{{- $routes := dict -}}
+{{- range $key, $model := include "sluice.models" . | fromJson -}}
+{{- $_ := set $routes (include "sluice.served" (list $key $model)) (include "sluice.route" (list $ $key $model) | fromYaml) -}}
+{{- end -}}
+{{- $routes = mergeOverwrite $routes (deepCopy .Values.gateway.routes) -}}
+{{- $config := dict "server" $server "auth" $auth "routes" $routes "drain_timeout_s" .Values.gateway.drain.timeoutSeconds -}}
+{{- toYaml (mergeOverwrite $config (deepCopy .Values.gateway.config)) -}}
+{{- end -}}
+
+{{/* (list $ key model): the route to the workers of one model. */}}
+{{- define "sluice.route" -}}
+{{- $root := index . 0 -}}
+{{- $key := index . 1 -}}
+{{- $model := index . 2 -}}
+{{- $service := include "sluice.name" (list $root (printf "%s-worker" $key)) -}}
+{{- $workers := dict "static" (list (printf "http://%s.%s.svc:8000" $service $root.Release.Namespace)) -}}
+{{- if $model.apiKey.existingSecret -}}
+{{- $_ := set $workers "api_key_env" (include "sluice.keyVariable" $key) -}}
+{{- end -}}
+{{- $route := dict "workers" $workers -}}
+{{- with $model.aliases }}{{- $_ := set $route "aliases" . -}}{{- end -}}
+{{- with $model.vllm.loraModules }}{{- $_ := set $route "adapters" (keys . | sortAlpha) -}}{{- end -}}
+{{- toYaml (mergeOverwrite $route (deepCopy $model.route)) -}}
+{{- end -}}
+
+{{/* The variable of the gateway that has the key of a model's workers. */}}
+{{- define "sluice.keyVariable" -}}
+{{- printf "SLUICE_WORKER_KEY_%s" (. | upper | replace "-" "_") -}}
+{{- end -}}
