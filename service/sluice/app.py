@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -23,21 +24,18 @@ from sluice.api.bodies import BodyReader, Buffers
 from sluice.api.calls import CallMaker
 from sluice.api.openai import HotEndpoints
 from sluice.bulk import BulkReader
-from sluice.config import ConfigError, Route, Settings
+from sluice.config import ConfigError, Settings
 from sluice.directory import Directory
+from sluice.fleet import Fleet
 from sluice.gateway import Gateway, Served
 from sluice.keys import Door, door
 from sluice.loading import load
 from sluice.metrics import Metrics, WorkerRow
 from sluice.middleware import Edge
-from sluice.policies import policy_class
 from sluice.pool import Pool
-from sluice.probes import Prober
 from sluice.response_ids import ResponseIds
 from sluice.server.http_server import HttpServer, bind, make_server, stopping_on_signals
 from sluice.tracing.base import Tracing
-from sluice.upstream.connections import Connections
-from sluice.worker import Worker
 
 KEYS_WATCH_S = 1.0
 
@@ -50,6 +48,7 @@ class App:
     metrics_app: FastAPI
     readiness: ops.Readiness
     routes: Mapping[str, Served]
+    fleet: Fleet
     door: Door
     buffers: Buffers
     bulk: BulkReader
@@ -64,8 +63,11 @@ def build(
     tracing: Tracing | None = None,
 ) -> App:
     """Everything that handles requests. Raises `ConfigError` where the settings name what is not there."""
-    routes = {name: Served(route, _pool(name, route, clock)) for name, route in settings.routes.items()}
+    fleet = Fleet(settings, clock)
+    routes = {name: Served(route, fleet.memberships[name].pool) for name, route in settings.routes.items()}
     directory = Directory(settings.routes)
+    for pool in (served.pool for served in routes.values() if served.settings.adapters == "discover"):
+        pool.watch(partial(_follow_adapters, directory, pool))
     keys = door(settings.auth)
     readiness = ops.Readiness(lambda: any(served.pool.is_ready for served in routes.values()))
     buffers = Buffers(settings.server.max_buffered_bytes)
@@ -88,7 +90,7 @@ def build(
     rest.include_router(ops.router(readiness, metrics.registry, keys))
     docs.install(rest)
     edge = Edge(hot, rest, origins=settings.server.cors_origins, log=log, clock=clock, wall_clock=time.time)
-    return App(edge, ops.metrics_app(readiness, metrics.registry), readiness, routes, keys, buffers, bulk)
+    return App(edge, ops.metrics_app(readiness, metrics.registry), readiness, routes, fleet, keys, buffers, bulk)
 
 
 async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None = None) -> None:
@@ -119,14 +121,10 @@ async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None 
 
 @asynccontextmanager
 async def background(app: App, settings: Settings) -> AsyncIterator[None]:
-    """The loops that run beside the requests: probes, and the keys file. They end with the block."""
-    async with app.bulk, _connections_of(app), asyncio.TaskGroup() as tasks:
+    """The loops that run beside the requests: workers and their probes, and the keys file. They end with the block."""
+    async with app.bulk, _closing(app.fleet), asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(app.door.watch(KEYS_WATCH_S))]
-        for served in app.routes.values():
-            route = served.settings
-            for worker in served.pool.workers:
-                prober = Prober(worker, settings.probes, served_model=route.served_model or served.pool.route)
-                running.append(tasks.create_task(prober.run()))
+        running += [tasks.create_task(membership.run()) for membership in app.fleet.memberships.values()]
         try:
             yield
         finally:
@@ -135,27 +133,15 @@ async def background(app: App, settings: Settings) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _connections_of(app: App) -> AsyncIterator[None]:
+async def _closing(fleet: Fleet) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for served in app.routes.values():
-            for worker in served.pool.workers:
-                worker.connections.close()
+        fleet.close()
 
 
-def _pool(name: str, route: Route, clock: Callable[[], float]) -> Pool:
-    policy = policy_class(name, route.policy)
-    workers = []
-    for url in route.workers.static:
-        connections = Connections(
-            url,
-            api_key=_api_key(route),
-            ca_file=route.workers.ca_file,
-            connect_s=route.timeouts.connect_s,
-        )
-        workers.append(Worker(url, connections))
-    return Pool(name, workers, policy(), clock)
+def _follow_adapters(directory: Directory, pool: Pool) -> None:
+    directory.discover(pool.route, pool.adapters())
 
 
 def _tracing(stack: AsyncExitStack, settings: Settings) -> Tracing | None:
@@ -165,10 +151,6 @@ def _tracing(stack: AsyncExitStack, settings: Settings) -> Tracing | None:
     tracing: Tracing = load("sluice.tracing.otlp:OtlpTracing", setting="tracing.endpoint")(settings.tracing)
     stack.callback(tracing.close)
     return tracing
-
-
-def _api_key(route: Route) -> str | None:
-    return os.environ.get(route.workers.api_key_env) if route.workers.api_key_env else None
 
 
 def _secret(settings: Settings) -> bytes:

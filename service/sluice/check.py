@@ -4,18 +4,22 @@ Workers are believed in nothing: what they answer is bounded in time, size and s
 """
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
 
 from sluice.config import Route, Settings
+from sluice.discovery import discovery_of
 from sluice.http_json import HttpJson, HttpJsonError
 from sluice.policies import policy_class
 from sluice.probes import parse_models
 
 MAX_MODELS_SHOWN = 4
+FIND_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +39,25 @@ async def examine(settings: Settings, environment: Mapping[str, str]) -> list[Fi
     for name, route in settings.routes.items():
         policy_class(name, route.policy)
     async with HttpJson() as http:
-        examinations = [
-            _worker(http, name, route, url, environment, settings.probes.timeout_s)
-            for name, route in settings.routes.items()
-            for url in route.workers.static
-        ]
-        return list(await asyncio.gather(*examinations))
+        routes = [_route(http, name, route, environment, settings.probes.timeout_s) for name, route in settings.routes.items()]
+        return [finding for findings in await asyncio.gather(*routes) for finding in findings]
+
+
+async def _route(
+    http: HttpJson, name: str, route: Route, environment: Mapping[str, str], timeout_s: float
+) -> Sequence[Finding]:
+    """Find the workers as the gateway would, and examine each."""
+    discovery = discovery_of(name, route.workers, time.monotonic)
+    try:
+        async with asyncio.timeout(FIND_S), aclosing(discovery.watch()) as sets:
+            found = await anext(sets)
+    except TimeoutError:
+        why = discovery.trouble or f"no answer within {FIND_S:g} s"
+        return [Finding(name, "-", "-", advice=f"its workers cannot be found: {why}")]
+    if not found:
+        return [Finding(name, "-", "-", advice="it has no worker now: is the name right, and is anything ready there?")]
+    urls = [one.url for one in sorted(found, key=lambda one: one.url)] if route.workers.static is None else route.workers.static
+    return await asyncio.gather(*[_worker(http, name, route, url, environment, timeout_s) for url in urls])
 
 
 async def _worker(
@@ -59,7 +76,7 @@ async def _worker(
     except HttpJsonError as exc:
         return Finding(name, url, "up", advice=_models_advice(exc, variable))
     served = route.served_model or name
-    missing = [wanted for wanted in (served, *route.adapters) if wanted not in models]
+    missing = [wanted for wanted in (served, *route.named_adapters) if wanted not in models]
     advice = ""
     if served in missing:
         advice = f"does not list {served!r}, but {_list(tuple(models))}: set served_model to one of these"

@@ -82,6 +82,10 @@ class Pool:
                 found.setdefault(model.id, model)
         return found
 
+    def adapters(self) -> list[str]:
+        """What LoRA adapters the workers hold, one or all of them."""
+        return sorted({adapter for worker in self.workers for adapter in worker.adapters})
+
     def candidates(self, call: Call, tried: Collection[Worker]) -> Sequence[Worker]:
         """Who may be picked now: usable, not ejected, and not tried for this call. It is not to be changed.
 

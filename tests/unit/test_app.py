@@ -119,6 +119,19 @@ async def test_the_worker_gauges_show_each_worker_of_each_route(tmp_path: Path, 
         assert gateway.metric("sluice_worker_in_flight") == 0
 
 
+async def test_adapters_that_the_workers_report_may_be_asked_for(tmp_path: Path, worker: ScriptedWorker):
+    listed = {"id": "smollm2"}, {"id": "pirate", "parent": "smollm2"}
+    worker.on("/v1/models", scripts.reply(200, {"data": listed}))
+    async with serving(settings(tmp_path, worker, route={"adapters": "discover"})) as gateway:
+        await gateway.until(lambda: bool(gateway.pools[0].is_ready))
+        names = [entry["id"] for entry in (await gateway.request("GET", "/v1/models")).json()["data"]]
+        assert names == ["smollm2", "pirate"]
+        for name in ("pirate", "poet"):
+            await gateway.request("POST", CHAT, json=ASK | {"model": name})
+    asked = [call.json()["model"] for call in worker.requests if call.path == CHAT]
+    assert asked == ["pirate"]
+
+
 async def test_a_key_that_is_added_is_known_without_a_restart(tmp_path: Path, worker: ScriptedWorker):
     async with serving(settings(tmp_path, worker)) as gateway:
         old = gateway.keys

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sluice.check import Finding, as_table, examine
 from sluice.config import ConfigError, Settings
+from sluice.discovery.managed import write_workers
 from tests.support import scripts
 from tests.support.scripted_worker import ScriptedWorker
 
@@ -143,3 +144,28 @@ def test_the_table_has_a_row_for_each_finding():
 
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.getvalue().splitlines() if "http" in line]
     assert rows == [["a", "http://b:1", "up", "m", "4096", "good"], ["a", "http://b:2", "refused", "-", "-", "bad"]]
+
+
+# Workers that are found
+
+
+async def test_workers_are_found_as_the_gateway_finds_them(tmp_path):
+    async with ScriptedWorker() as worker:
+        write_workers(tmp_path / "workers.json", {"smollm2": {worker.url: "1"}})
+        route = {"workers": {"managed": tmp_path / "workers.json"}}
+        [one] = await examine(Settings.model_validate({"routes": {"smollm2": route}}), {})
+    assert (one.worker, one.health, one.advice) == (worker.url, "up", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [(None, "its workers cannot be found: "), ("{}", "it has no worker now: is the name right, and is anything ready there?")],
+)
+async def test_a_route_whose_workers_are_not_found_is_bad(tmp_path, monkeypatch, text, advice):
+    monkeypatch.setattr("sluice.check.FIND_S", 0.05)
+    if text is not None:
+        (tmp_path / "workers.json").write_text(text)
+    route = {"workers": {"managed": tmp_path / "workers.json"}}
+    [one] = await examine(Settings.model_validate({"routes": {"smollm2": route}}), {})
+    assert (one.route, one.worker, one.health) == ("smollm2", "-", "-")
+    assert one.advice.startswith(advice) and (text is not None or "workers.json: No such file" in one.advice)

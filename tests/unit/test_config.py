@@ -263,3 +263,52 @@ def test_settings_made_in_code_are_not_asked_for_variables():
     settings = Settings.model_validate({"routes": {"a": {"workers": {"static": ["http://b"], "api_key_env": "X"}}}})
 
     assert settings.routes["a"].workers.api_key_env == "X"
+
+
+# Where the workers are
+
+
+def workers(text: str) -> str:
+    return f"routes:\n  a:\n    workers: {text}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "routes.a.workers: say where the workers are: static, dns, kubernetes or managed"),
+        (
+            '{static: ["http://x:1"], managed: w.json}',
+            "routes.a.workers.managed: workers are found in one way, and here stand static and managed",
+        ),
+        ("{dns: {name: x}}", "routes.a.workers.dns.port: SRV records have a port of their own, a and aaaa need one here"),
+        ("{kubernetes: {service: a b}}", "routes.a.workers.kubernetes.service: a name in Kubernetes is"),
+        ("{kubernetes: {service: x, port: 1, port_name: y}}", "routes.a.workers.kubernetes.port: port and port_name are two"),
+        ("{kubernetes: {service: x, api_server: http://y}}", "routes.a.workers.kubernetes.api_server: an API server is https"),
+        ("{managed: w.json, server_name: 'a/b'}", "routes.a.workers.server_name: a host name is"),
+    ],
+)
+def test_workers_that_cannot_be_found_are_named(refusal, text, said):
+    [line] = refusal(workers(text))
+    assert line.startswith(f"sluice.yaml:3: {said}")
+
+
+def test_files_of_workers_are_taken_from_the_folder_of_the_file(write, tmp_path):
+    settings = load(write(workers("{managed: w.json}")))
+    assert settings.routes["a"].workers.managed == tmp_path / "w.json"
+    kubernetes = load(write(workers("{kubernetes: {service: x, token_file: token}}"))).routes["a"].workers.kubernetes
+    assert kubernetes is not None
+    assert (kubernetes.token_file, kubernetes.ca_file.name) == (tmp_path / "token", "ca.crt")
+    assert kubernetes.ca_file.is_relative_to("/var/run/secrets")
+
+
+@pytest.mark.parametrize(("adapters", "named"), [("discover", ()), ("[x, y]", ("x", "y"))])
+def test_adapters_are_named_or_discovered(write, adapters, named):
+    route = load(write(SMALL + f"    adapters: {adapters}\n")).routes["smollm2"]
+    assert route.named_adapters == named and (route.adapters == "discover") is (not named)
+
+
+@pytest.mark.parametrize("adapters", ["find", "7", "{a: b}"])
+def test_adapters_that_are_neither_are_refused(refusal, adapters):
+    assert refusal(SMALL + f"    adapters: {adapters}\n") == [
+        "sluice.yaml:5: routes.smollm2.adapters: adapters is a list of names, or the word discover"
+    ]

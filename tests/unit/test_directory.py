@@ -70,3 +70,26 @@ def test_names_are_all_that_the_tenant_may_use():
     assert DIRECTORY.names(Tenant("none", "k3", routes=frozenset())) == {}
     for name, target in DIRECTORY.names(LIMITED).items():
         assert DIRECTORY.find(name, LIMITED) is target
+
+
+# Adapters that workers report
+
+
+def test_adapters_that_workers_report_come_and_go():
+    directory = Directory({"a": route(adapters="discover", bounds={"max_n": 2}), "b": route(adapters="discover")})
+    directory.discover("a", ["pirate", "b"])
+    target = directory.find("pirate", ANYONE)
+    assert (target.route, target.served_model, target.adapter, target.rules.bounds.max_n) == ("a", "pirate", "pirate", 2)
+    assert directory.find("b", ANYONE).route == "b"
+    directory.discover("b", ["pirate", "poet"])
+    assert {name: target.route for name, target in directory.names(ANYONE).items()} == {
+        "a": "a",
+        "b": "b",
+        "pirate": "a",
+        "poet": "b",
+    }
+    directory.discover("a", [])
+    with pytest.raises(ModelNotFound):
+        directory.find("pirate", ANYONE)
+    directory.discover("b", ["pirate"])
+    assert directory.find("pirate", ANYONE).route == "b"

@@ -5,10 +5,11 @@ in `_env` names an environment variable, one that ends in `_file` a file.
 """
 
 from sluice.config.base import Section
-from sluice.config.routes import Bounds, Probes, Route, Timeouts, Workers
+from sluice.config.routes import Bounds, Route, Timeouts
 from sluice.config.server import Auth, ClientTimeouts, Server
 from sluice.config.settings import Settings, load
 from sluice.config.tracing import TracingSettings
+from sluice.config.workers import Dns, Kubernetes, Probes, Workers
 from sluice.yaml_lines import ConfigError
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "Bounds",
     "ClientTimeouts",
     "ConfigError",
+    "Dns",
+    "Kubernetes",
     "Probes",
     "Route",
     "Section",

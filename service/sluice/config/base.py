@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated
 
@@ -35,3 +36,24 @@ def _collector_url(url: str) -> str:
 
 WorkerUrl = Annotated[str, AfterValidator(_worker_url)]
 CollectorUrl = Annotated[str, AfterValidator(_collector_url)]
+
+
+def split_address(address: str, default_port: int) -> tuple[str, int]:
+    """`10.0.0.10`, `10.0.0.10:53` or `[fd00::a]:53` as address and port; raises `ValueError` for anything else."""
+    host, bracket, port = address.rpartition("]:") if address.startswith("[") else address.rpartition(":")
+    if bracket and (address.startswith("[") or ":" not in host):
+        address, default_port = host.removeprefix("["), int(port)
+    if not 0 < default_port < 65_536:
+        raise ValueError("a port is 1 to 65535")
+    return str(ipaddress.ip_address(address.strip("[]"))), default_port
+
+
+def _name_server(address: str) -> str:
+    try:
+        split_address(address, 53)
+    except ValueError as exc:
+        raise ValueError("a name server is an address, with or without a port: 10.0.0.10 or 10.0.0.10:53") from exc
+    return address
+
+
+NameServer = Annotated[str, AfterValidator(_name_server)]

@@ -1,32 +1,24 @@
-"""The sections of a route: its workers, how one of them is picked, and what may be asked of it."""
+"""The sections of a route: how one of its workers is picked, and what may be asked of it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
-from sluice.config.base import Count, HeaderName, Positive, Seconds, Section, WorkerUrl
-from sluice.yaml_lines import Mistake
+from sluice.config.base import Count, HeaderName, Positive, Seconds, Section
+from sluice.config.workers import Workers
 
 OpenEndpoint = Literal["tokenize", "detokenize", "transcriptions"]
 
 
-class Workers(Section):
-    """The workers of a route, and what they need to let us in."""
+def _list_or_discover(adapters: Any) -> Any:
+    if adapters != "discover" and not isinstance(adapters, list | tuple):
+        raise ValueError("adapters is a list of names, or the word discover")
+    return adapters
 
-    static: tuple[WorkerUrl, ...] = Field(min_length=1)
-    api_key_env: str | None = None
-    ca_file: Path | None = None
 
-    @field_validator("static")
-    @classmethod
-    def _each_once(cls, static: tuple[str, ...]) -> tuple[str, ...]:
-        for position, url in enumerate(static):
-            if url in static[:position]:
-                raise Mistake("this worker stands here twice", position)
-        return static
+Adapters = Annotated[tuple[str, ...] | Literal["discover"], BeforeValidator(_list_or_discover)]
 
 
 class Timeouts(Section):
@@ -55,7 +47,7 @@ class Route(Section):
     policy: str = "least_inflight"
     session_header: HeaderName | None = None  # names a conversation
     aliases: tuple[str, ...] = ()
-    adapters: tuple[str, ...] = ()
+    adapters: Adapters = ()
     max_retries: Annotated[int, Field(ge=0, le=10)] = 2
     timeouts: Timeouts = Timeouts()
     bounds: Bounds = Bounds()
@@ -67,7 +59,7 @@ class Route(Section):
     keep_alive_s: Seconds | None = 10  # comments to the client while a worker is silent, once the answer has begun
     keep_alive_before_first_event_s: Seconds | None = None  # commits a 200 early: later failures are events
 
-
-class Probes(Section):
-    health_interval_s: Seconds = 1
-    timeout_s: Seconds = 2
+    @property
+    def named_adapters(self) -> tuple[str, ...]:
+        """Those that the file names; with `adapters: discover` the workers name them."""
+        return () if self.adapters == "discover" else self.adapters

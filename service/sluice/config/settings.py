@@ -10,9 +10,10 @@ from typing import Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from sluice.config.base import Seconds, Section
-from sluice.config.routes import Probes, Route
+from sluice.config.routes import Route
 from sluice.config.server import Auth, ClientTimeouts, Server
 from sluice.config.tracing import TracingSettings
+from sluice.config.workers import Probes
 from sluice.yaml_lines import Mistake, parse, read_text
 
 
@@ -31,7 +32,7 @@ class Settings(Section):
     def _names_are_unique(self) -> Self:
         owner: dict[str, str] = {}
         for name, route in self.routes.items():
-            for spelled in (name, *route.aliases, *route.adapters):
+            for spelled in (name, *route.aliases, *route.named_adapters):
                 if not spelled or len(spelled) > 256 or not spelled.isprintable():
                     raise Mistake(f"a model name is 1 to 256 printable characters, not {spelled!r}", "routes", name)
                 if spelled in owner:
@@ -65,9 +66,9 @@ class Settings(Section):
         auth = self.auth.model_copy(update={"keys_file": folder / self.auth.keys_file})
         routes = {}
         for name, route in self.routes.items():
-            ca_file = route.workers.ca_file
-            workers = route.workers.model_copy(update={"ca_file": folder / ca_file if ca_file else None})
-            routes[name] = route.model_copy(update={"workers": workers, "served_model": route.served_model or name})
+            routes[name] = route.model_copy(
+                update={"workers": route.workers.resolved(folder), "served_model": route.served_model or name}
+            )
         return self.model_copy(update={"auth": auth, "routes": routes})
 
 

@@ -24,7 +24,8 @@ Headers = tuple[tuple[str, str], ...]
 
 
 class Connections:
-    """All connections to the worker at `url`; `api_key` and `ca_file` are what that worker wants from us."""
+    """All connections to the worker at `url`; `api_key` and `ca_file` are what that worker wants from us; `tls` instead of
+    `ca_file` where there is a context already, `server_name` where its certificate has another name than the URL."""
 
     def __init__(
         self,
@@ -32,13 +33,16 @@ class Connections:
         *,
         api_key: str | None = None,
         ca_file: Path | None = None,
+        tls: ssl.SSLContext | None = None,
+        server_name: str | None = None,
         connect_s: float = 2.0,
         max_idle_s: float = MAX_IDLE_S,
     ) -> None:
         parts = urlsplit(url)
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._ssl = _tls(ca_file) if parts.scheme == "https" else None
+        self._ssl = tls or tls_context(ca_file) if parts.scheme == "https" else None
+        self._server_name = server_name if self._ssl is not None else None  # None: the host of the URL
         self._connect_s = connect_s
         self._max_idle_s = max_idle_s
         authorization = f"authorization: Bearer {api_key}\r\n" if api_key else ""
@@ -90,7 +94,11 @@ class Connections:
         try:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop, self._open.discard), self._host, self._port, ssl=self._ssl
+                    lambda: Connection(loop, self._open.discard),
+                    self._host,
+                    self._port,
+                    ssl=self._ssl,
+                    server_hostname=self._server_name,
                 )
         except TimeoutError as exc:
             raise WorkerRefused(f"No connection to the worker within {self._connect_s:g} s.") from exc
@@ -177,7 +185,7 @@ class Sending:
         self.answer.end(error)
 
 
-def _tls(ca_file: Path | None) -> ssl.SSLContext:
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """Verification is always on: against the system's authorities, or against `ca_file` alone."""
     try:
         return ssl.create_default_context(cafile=ca_file)

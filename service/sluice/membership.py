@@ -1,0 +1,96 @@
+"""Keeps the pool of one route in step with its discovery, and what watches each worker running as long as it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import aclosing
+from typing import Any
+
+from sluice.discovery.base import Discovery, Found
+from sluice.pool import Pool
+from sluice.worker import Worker
+
+logger = logging.getLogger("sluice.membership")
+
+Companions = Callable[[Worker], Iterable[Coroutine[Any, Any, None]]]
+
+
+class Membership:
+    """Who is in the pool.
+
+    Discovery may be wrong in one direction: where half of the workers, or all, are gone at once, those stay whose probes still
+    find them well. A worker that drained is believed to be gone, and so is one whose place another process has taken. Who is
+    new gets calls once its first probe went well, unless nobody else is there.
+    """
+
+    def __init__(
+        self, pool: Pool, discovery: Discovery, make_worker: Callable[[Found], Worker], companions: Companions
+    ) -> None:
+        self.pool = pool
+        self.discovery = discovery
+        self._make_worker = make_worker
+        self._companions = companions
+        self._running: dict[Worker, list[asyncio.Task[None]]] = {}
+        self._found = frozenset(discovery.initial)
+        self.doubted: frozenset[Worker] = frozenset()  # gone, says discovery, but well, say the probes
+        pool.adopt([make_worker(found) for found in discovery.initial])
+        pool.watch(self._reconsider)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            self._accompany(tasks, self.pool.workers)
+            async with aclosing(self.discovery.watch()) as sets:
+                async for found in sets:
+                    self._adopt(found)
+                    self._accompany(tasks, self.pool.workers)
+
+    def _adopt(self, found: frozenset[Found]) -> None:
+        """The set as discovery tells it now."""
+        self._found = found
+        known = {worker.url: worker for worker in self.pool.workers}
+        has_healthy = any(worker.is_healthy for worker in self.pool.workers)
+        members = []
+        places = {url: place for place, url in enumerate(known)}
+        for one in sorted(found, key=lambda one: (places.get(one.url, len(places)), one.url)):
+            worker = known.get(one.url)
+            if worker is None or worker.identity != one.identity:
+                worker = self._make_worker(one)
+                if has_healthy:
+                    worker.judge(is_healthy=False, trouble="it is new, and not probed yet")
+            worker.mark(is_draining=one.is_draining)
+            members.append(worker)
+        urls = {worker.url for worker in members}
+        gone = [worker for url, worker in known.items() if url not in urls and not worker.is_draining]
+        is_plausible = 2 * len(gone) < sum(not worker.is_draining for worker in known.values())
+        doubted = frozenset() if is_plausible else frozenset(worker for worker in gone if worker.is_healthy is not False)
+        if doubted - self.doubted:
+            logger.warning("%s: discovery has lost %d workers that are still up; they stay", self.pool.route, len(doubted))
+        self.doubted = doubted
+        self._swap([*members, *sorted(doubted, key=lambda worker: worker.url)])
+
+    def _reconsider(self) -> None:
+        """Something was learnt of a worker: whoever is doubted and found ill is gone."""
+        if any(worker.is_healthy is False for worker in self.doubted):
+            self.doubted = frozenset(worker for worker in self.doubted if worker.is_healthy is not False)
+            urls = {found.url for found in self._found}
+            self._swap([worker for worker in self.pool.workers if worker.url in urls or worker in self.doubted])
+
+    def _swap(self, workers: list[Worker]) -> None:
+        before = set(self.pool.workers)
+        if before == set(workers):
+            return
+        for worker in before.difference(workers):
+            logger.warning("worker %s has left route %s", worker.url, self.pool.route)
+            for task in self._running.pop(worker, ()):
+                task.cancel()
+        for worker in set(workers) - before:
+            logger.warning("worker %s has come to route %s", worker.url, self.pool.route)
+        self.pool.adopt(workers)
+
+    def _accompany(self, tasks: asyncio.TaskGroup, workers: Iterable[Worker]) -> None:
+        for worker in workers:
+            if worker not in self._running:
+                self._running[worker] = [tasks.create_task(one) for one in self._companions(worker)]
