@@ -19,12 +19,14 @@ from typing import Any
 from fastapi import FastAPI
 
 from sluice.access_log import AccessLog
+from sluice.admission.replicas import ReplicaCount
+from sluice.admission.route import Admission
 from sluice.api import docs, errors, models, ops
 from sluice.api.bodies import BodyReader, Buffers
 from sluice.api.calls import CallMaker
 from sluice.api.openai import HotEndpoints
 from sluice.bulk import BulkReader
-from sluice.config import ConfigError, Settings
+from sluice.config import ConfigError, Route, Settings
 from sluice.directory import Directory
 from sluice.fleet import Fleet
 from sluice.gateway import Gateway, Served
@@ -52,6 +54,7 @@ class App:
     door: Door
     buffers: Buffers
     bulk: BulkReader
+    replicas: ReplicaCount
 
 
 def build(
@@ -64,7 +67,8 @@ def build(
 ) -> App:
     """Everything that handles requests. Raises `ConfigError` where the settings name what is not there."""
     fleet = Fleet(settings, clock)
-    routes = {name: Served(route, fleet.memberships[name].pool) for name, route in settings.routes.items()}
+    replicas = ReplicaCount(settings.replicas)
+    routes = {name: _served(route, fleet.memberships[name].pool, clock, replicas) for name, route in settings.routes.items()}
     directory = Directory(settings.routes)
     for pool in (served.pool for served in routes.values() if served.settings.adapters == "discover"):
         pool.watch(partial(_follow_adapters, directory, pool))
@@ -90,7 +94,7 @@ def build(
     rest.include_router(ops.router(readiness, metrics.registry, keys))
     docs.install(rest)
     edge = Edge(hot, rest, origins=settings.server.cors_origins, log=log, clock=clock, wall_clock=time.time)
-    return App(edge, ops.metrics_app(readiness, metrics.registry), readiness, routes, fleet, keys, buffers, bulk)
+    return App(edge, ops.metrics_app(readiness, metrics.registry), readiness, routes, fleet, keys, buffers, bulk, replicas)
 
 
 async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None = None) -> None:
@@ -121,10 +125,11 @@ async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None 
 
 @asynccontextmanager
 async def background(app: App, settings: Settings) -> AsyncIterator[None]:
-    """The loops that run beside the requests: workers and their probes, and the keys file. They end with the block."""
+    """The loops that run beside the requests: workers and their probes, queues, and the keys file. They end with the block."""
     async with app.bulk, _closing(app.fleet), asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(app.door.watch(KEYS_WATCH_S))]
+        running = [tasks.create_task(app.door.watch(KEYS_WATCH_S)), tasks.create_task(app.replicas.watch())]
         running += [tasks.create_task(membership.run()) for membership in app.fleet.memberships.values()]
+        running += [tasks.create_task(served.admission.run()) for served in app.routes.values()]
         try:
             yield
         finally:
@@ -138,6 +143,10 @@ async def _closing(fleet: Fleet) -> AsyncIterator[None]:
         yield
     finally:
         fleet.close()
+
+
+def _served(route: Route, pool: Pool, clock: Callable[[], float], replicas: ReplicaCount) -> Served:
+    return Served(route, pool, Admission(pool, route.queue, clock, lambda: replicas.share))
 
 
 def _follow_adapters(directory: Directory, pool: Pool) -> None:

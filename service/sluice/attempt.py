@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from sluice.config import Route
 from sluice.exchange import Exchange
@@ -26,9 +26,9 @@ class Attempt:
         self.exchange: Exchange | None = None
         self.sent_at: float | None = None
 
-    async def take(self, slot: AbstractContextManager[Lease]) -> Worker:
-        """Occupy the slot. Raises where there is none to be had."""
-        lease = self._lease = self._held.enter_context(slot)
+    async def take(self, slot: AbstractAsyncContextManager[Lease]) -> Worker:
+        """Occupy the slot, when its turn has come. Raises where there is none to be had."""
+        lease = self._lease = await self._held.enter_async_context(slot)
         self.worker = lease.worker
         return lease.worker
 
@@ -47,7 +47,7 @@ class Attempt:
         )
         sending = await self._held.enter_async_context(worker.connections.send(head, body))
         self.sent_at = self._clock()
-        exchange = self.exchange = Exchange(call, self._settings, sending)
+        exchange = self.exchange = lease.meter = Exchange(call, self._settings, sending)
         await exchange.open()
         lease.prefilled()
         return exchange

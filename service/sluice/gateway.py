@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
+from sluice.admission.route import Admission
 from sluice.attempt import Attempt
 from sluice.config import Route
 from sluice.errors import GatewayError, UpstreamError, WorkerRefused, WorkerRejected
@@ -27,6 +28,7 @@ class Served:
 
     settings: Route
     pool: Pool
+    admission: Admission
     estimate: RouteEstimate = field(default_factory=RouteEstimate)
     retries: RetryBudget = field(default_factory=RetryBudget)
 
@@ -119,7 +121,7 @@ class Exchanging:
 
     async def _try(self, served: Served, call: Call, tried: list[Worker]) -> Exchange:
         attempt = self._attempt = Attempt(call, served.settings, self._clock)
-        worker = await attempt.take(served.pool.lease(call, tried, self._clock()))  # here admission is entered instead
+        worker = await attempt.take(served.admission.enter(call, tried))
         self.worker, self.exchange = worker, None
         tried.append(worker)
         self.attempts += 1

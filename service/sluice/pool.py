@@ -109,9 +109,20 @@ class Pool:
         """One slot on the worker that the policy picks; raises `WorkerUnavailable` where there is no candidate."""
         candidates = self.candidates(call, tried)
         if not candidates:
-            raise WorkerUnavailable(f"No worker of {self.route} can take this request now.", retry_after_s=2)
+            raise self.unavailable()
+        return self.pick(candidates, call, now)
+
+    def unavailable(self) -> WorkerUnavailable:
+        return WorkerUnavailable(f"No worker of {self.route} can take this request now.", retry_after_s=2)
+
+    def pick(self, candidates: Sequence[Worker], call: Call, now: float) -> Lease:
+        """One slot on the one of these candidates that the policy picks."""
         worker = self._policy.pick(candidates, call, now)
         return worker.lease(self._policy.prefill_tokens(call, worker))
+
+    def waits_until(self, candidates: Sequence[Worker], able: Sequence[Worker], call: Call, now: float) -> float | None:
+        """Until when the call should rather wait than go to one of those who have room; None where it should not."""
+        return self._policy.waits_until(candidates, able, call, now)
 
     def _changed(self) -> None:
         self._good_until = -inf

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
+from typing import Protocol
 
 from sluice.ejection import Ejection
+from sluice.types import Usage
 from sluice.upstream.connections import Connections
 
 
@@ -45,6 +48,8 @@ class Worker:
         # predicted to be cached there. Changed by `Lease` alone.
         self.in_flight = 0
         self.prefill_tokens = 0
+        # How many calls we may have in flight there. Changed by admission alone.
+        self.window: float = inf
         # What the last probe saw; None until there was one.
         self.is_healthy: bool | None = None
         self.trouble = ""
@@ -134,14 +139,23 @@ class Worker:
             self.connections.close()
 
 
+class Metered(Protocol):
+    """What can say what a call has used so far."""
+
+    @property
+    def usage(self) -> Usage: ...
+
+
 class Lease:
     """One occupied slot on a worker: in flight + 1 inside the block, whatever happens there."""
 
-    __slots__ = ("_is_trial", "prefill_tokens", "worker")
+    __slots__ = ("_is_trial", "meter", "prefill_tokens", "queued_s", "worker")
 
     def __init__(self, worker: Worker, prefill_tokens: int = 0) -> None:
         self.worker = worker
         self.prefill_tokens = prefill_tokens
+        self.queued_s = 0.0  # how long it was waited for
+        self.meter: Metered | None = None  # once the request is on its way: what it uses
         self._is_trial = False
 
     def __enter__(self) -> Lease:

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import orjson
 
+from sluice.admission.route import Admission
 from sluice.asgi import Headers
 from sluice.config import Route
 from sluice.gateway import Gateway, Served
@@ -52,7 +53,9 @@ class Line:
         connect_s = self.settings.timeouts.connect_s
         self.workers = [Worker(url, Connections(url, connect_s=connect_s)) for url in urls]
         self.pool = Pool(MODEL, self.workers, policy or InOrder())
-        self.gateway = Gateway({MODEL: Served(self.settings, self.pool, retries=retries or RetryBudget())}, now)
+        self.admission = Admission(self.pool, self.settings.queue)
+        served = Served(self.settings, self.pool, self.admission, retries=retries or RetryBudget())
+        self.gateway = Gateway({MODEL: served}, now)
 
     async def __aenter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ in `_env` names an environment variable, one that ends in `_file` a file.
 """
 
 from sluice.config.base import Section
+from sluice.config.queue import Queue, Replicas
 from sluice.config.routes import Bounds, Route, Timeouts
 from sluice.config.server import Auth, ClientTimeouts, Server
 from sluice.config.settings import Settings, load
@@ -20,6 +21,8 @@ __all__ = [
     "Dns",
     "Kubernetes",
     "Probes",
+    "Queue",
+    "Replicas",
     "Route",
     "Section",
     "Server",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from sluice.config.base import Count, HeaderName, Positive, Seconds, Section
+from sluice.config.queue import Queue
 from sluice.config.workers import Workers
 
 OpenEndpoint = Literal["tokenize", "detokenize", "transcriptions"]
@@ -51,6 +52,7 @@ class Route(Section):
     max_retries: Annotated[int, Field(ge=0, le=10)] = 2
     timeouts: Timeouts = Timeouts()
     bounds: Bounds = Bounds()
+    queue: Queue = Queue()
     open: frozenset[OpenEndpoint] = frozenset()
     media_hosts: tuple[str, ...] = ()  # hosts that image and audio URLs may name; data: URLs always may
     input_modalities: tuple[Literal["text", "image", "audio", "video"], ...] = ()  # shown by GET /v1/models, where known

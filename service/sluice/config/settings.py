@@ -10,6 +10,7 @@ from typing import Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from sluice.config.base import Seconds, Section
+from sluice.config.queue import Replicas
 from sluice.config.routes import Route
 from sluice.config.server import Auth, ClientTimeouts, Server
 from sluice.config.tracing import TracingSettings
@@ -26,6 +27,7 @@ class Settings(Section):
     client_timeouts: ClientTimeouts = ClientTimeouts()
     probes: Probes = Probes()
     tracing: TracingSettings = TracingSettings()
+    replicas: Replicas = Replicas()
     drain_timeout_s: Seconds = 120
 
     @model_validator(mode="after")

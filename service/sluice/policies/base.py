@@ -21,6 +21,11 @@ class RoutingPolicy(Protocol):
 
     def pick(self, candidates: Sequence[Worker], call: Call, now: float) -> Worker: ...
 
+    def waits_until(self, candidates: Sequence[Worker], able: Sequence[Worker], call: Call, now: float) -> float | None:
+        """Until when the call should rather wait for one of `candidates` that has no room now than go to one of `able`, which
+        have; None: it should go. Asked before `pick`, at each of the call's turns; the first time that is said holds."""
+        return None
+
     def prefill_tokens(self, call: Call, worker: Worker) -> int:
         """How many tokens of the prompt the worker will have to compute. Asked once, right after `pick`."""
         return call.prompt_tokens

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import orjson
 import pytest
 
+from sluice.admission.route import Admission
 from sluice.api.bodies import LARGE_BYTES
 from sluice.api.calls import CallMaker
 from sluice.bulk import BulkReader
@@ -29,7 +30,8 @@ MESSAGES = [{"role": "user", "content": "Say hi, please!"}]
 async def maker() -> AsyncIterator[CallMaker]:
     worker = Worker(URL, Connections(URL, connect_s=1))
     worker.judge(is_healthy=True, models=(ModelInfo("smollm2", max_model_len=2048),))
-    served = {"smollm2": Served(ROUTE, Pool("smollm2", [worker], RoundRobin()))}
+    pool = Pool("smollm2", [worker], RoundRobin())
+    served = {"smollm2": Served(ROUTE, pool, Admission(pool, ROUTE.queue))}
     async with BulkReader() as bulk:
         yield CallMaker(routes=served, directory=Directory({"smollm2": ROUTE}), ids=ResponseIds(b"secret"), bulk=bulk)
 

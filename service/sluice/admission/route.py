@@ -1,0 +1,373 @@
+"""Admission to one route: `async with admission.enter(call) as lease` is a slot on a worker, at once or in its turn, or shed.
+
+Who has a slot is decided in one place, `_grant`, which never awaits: it runs when a slot is given back, when a call comes
+and others wait, and ten times a second (for windows that have grown, workers that are back, times that are up). A waiter
+that is cancelled leaves no trace; one that was given a slot in that very moment gives it back.
+
+Where nothing waits and a worker has room, `enter` gives the lease without a task switch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from math import ceil
+from typing import NamedTuple
+
+from sluice.admission.drain import Drain
+from sluice.admission.fair_queue import OUTPUT_WEIGHT, FairQueue, Place
+from sluice.admission.window import Window
+from sluice.config import Queue
+from sluice.errors import GatewayError, Overloaded
+from sluice.metrics import Histogram
+from sluice.pool import Pool
+from sluice.types import Call, Endpoint
+from sluice.worker import Lease, Worker
+
+TICK_S = 0.1
+PRUNE_TICKS = 50
+STANDINGS_S = 0.5  # how old what clients are told of their place may be
+QUEUE_TIME_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)
+REASONS = ("number", "tokens", "wait", "deadline", "displaced", "timeout")
+LEARNT_SHARE = 0.05
+# What costs the engine nothing does not wait behind what does.
+WITHOUT_ENGINE = frozenset({Endpoint.TOKENIZE, Endpoint.DETOKENIZE, Endpoint.COUNT_TOKENS})
+
+logger = logging.getLogger("sluice.admission")
+
+
+class Standing(NamedTuple):
+    """Where a waiting call stands."""
+
+    position: int  # 1 is next
+    eta_s: float | None  # None: nothing is known yet of how fast the queue drains
+
+
+class Entry(Place):
+    """One call's way through admission. It waits its turn inside `__aenter__`, and holds its slot until `__aexit__`."""
+
+    __slots__ = ("_admission", "done", "entered_at", "held_until", "is_queued", "lease", "started_at", "tried")
+
+    def __init__(self, admission: Admission, call: Call, tried: Sequence[Worker], is_ahead: bool) -> None:
+        super().__init__(call, is_ahead=is_ahead)
+        self._admission = admission
+        self.tried = tried
+        self.entered_at = 0.0
+        self.started_at = 0.0
+        self.held_until: float | None = None  # a policy would rather have it wait so long for the worker of its choice
+        self.is_queued = False
+        self.done: asyncio.Future[None] | None = None
+        self.lease: Lease | None = None
+
+    async def __aenter__(self) -> Lease:
+        lease = self._admission.start_now(self)
+        return lease if lease is not None else await self._admission.wait(self)
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._admission.let_go(self)
+
+    @property
+    def standing(self) -> Standing | None:
+        """Where it stands; None where it does not wait."""
+        return self._admission.standing(self) if self.is_queued else None
+
+
+class Admission:
+    """The queue of one route. `share` is this gateway's part of all that share the workers."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        settings: Queue,
+        clock: Callable[[], float] = time.monotonic,
+        share: Callable[[], float] = lambda: 1.0,
+    ) -> None:
+        self.pool = pool
+        self._settings = settings
+        self._clock = clock
+        self._share = share
+        self._queue = FairQueue()
+        self._drain = Drain()
+        self._queued: set[Entry] = set()
+        self._started: set[Entry] = set()
+        self._windows: dict[Worker, Window] = {}
+        self._had_waiting = False
+        self._num_ticks = 0
+        self._s_per_token: float | None = None  # from the start of a call to its end, over the tokens of its answer
+        self._standings: dict[Entry, Standing] = {}
+        self._stood_at = 0.0
+        # For the metrics
+        self.queue_time = Histogram(QUEUE_TIME_S)
+        self.num_shed = dict.fromkeys(REASONS, 0)
+        self._set_windows()
+
+    def __repr__(self) -> str:
+        return f"<Admission {self.pool.route} [{len(self._queue)} waiting | {len(self._started)} started]>"
+
+    def enter(self, call: Call, tried: Sequence[Worker] = (), *, ahead: bool = False) -> Entry:
+        """A slot on a worker that is not among `tried`, by `async with`; raises `Overloaded` where the call is shed, and
+        `WorkerUnavailable` where no worker could take it even in its turn.
+
+        A call that was somewhere already, or is resumed (`ahead`), waits in front of all that were nowhere, and is not
+        shed for want of room.
+        """
+        return Entry(self, call, tried, ahead or bool(tried))
+
+    def would_shed(self, call: Call) -> GatewayError | None:
+        """What `enter` would raise now for want of room or time; None where the call may come."""
+        if not self._queue and self._has_room():
+            return None
+        entry = Entry(self, call, (), is_ahead=False)
+        self._queue.join(entry)
+        reason = self._objection(entry, self._clock())
+        return None if reason is None else self._shed(entry, reason)
+
+    def start_now(self, entry: Entry) -> Lease | None:
+        """The lease, if it is nobody else's turn and a worker has room."""
+        now = entry.entered_at = self._clock()
+        if _is_free(entry.call):
+            entry.lease = self.pool.lease(entry.call, entry.tried, now)
+            return entry.lease.__enter__()
+        self._queue.join(entry)
+        if self._queue:
+            return None
+        lease = self._lease(entry, now)
+        if lease is not None:
+            self._start(entry, lease, now)
+        return lease
+
+    async def wait(self, entry: Entry) -> Lease:
+        """The lease, when its turn has come."""
+        now = entry.entered_at
+        if not entry.is_ahead and (reason := self._objection(entry, now)) is not None:
+            raise self._shed(entry, reason)
+        self._make_room(entry)
+        entry.done = asyncio.get_running_loop().create_future()
+        self._enqueue(entry, now)
+        try:
+            self._grant(now)  # those before it may all wait for one worker, and it for another
+            await entry.done
+        except BaseException:
+            if entry.is_queued:
+                self._dequeue(entry)
+            elif entry.lease is not None:
+                self.let_go(entry)
+            elif not entry.done.cancelled():
+                entry.done.exception()  # refused, and cancelled before it could hear of it
+            raise
+        assert entry.lease is not None
+        return entry.lease
+
+    def let_go(self, entry: Entry) -> None:
+        """The slot is free again, and what the call has taken is known."""
+        lease, entry.lease = entry.lease, None
+        assert lease is not None
+        lease.__exit__()
+        now = self._clock()
+        if entry in self._started:
+            self._started.discard(entry)
+            self._queue.end(entry, self._cost(entry, lease, now))
+        if self._queue:
+            self._grant(now)
+
+    async def run(self, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
+        """Look at the clock until cancelled."""
+        while True:
+            await sleep(TICK_S)
+            self.tick()
+
+    def tick(self) -> None:
+        """What time changes: windows, calls whose time is up, what running calls have taken."""
+        now, share = self._clock(), self._share()
+        if self._windows.keys() != set(self.pool.workers):
+            self._set_windows()
+        had_waiting, self._had_waiting = self._had_waiting, bool(self._queue)
+        for window in self._windows.values():
+            window.look(share, had_waiting=had_waiting)
+        if self._queue:
+            self._expire(now)
+            for entry in self._started:
+                if entry.lease is not None and entry.lease.meter is not None:
+                    self._recharge(entry, entry.lease)
+            self._grant(now)
+        self._num_ticks += 1
+        if self._num_ticks % PRUNE_TICKS == 0:
+            self._queue.prune()
+
+    def standing(self, entry: Entry) -> Standing | None:
+        """Where a waiting call stands; reckoned for all of them at once, and not more often than clients are told."""
+        now = self._clock()
+        if now - self._stood_at >= STANDINGS_S or entry not in self._standings:
+            self._stood_at, before = now, 0.0
+            self._standings.clear()
+            for position, place in enumerate(self._queue.ranking(), 1):
+                assert isinstance(place, Entry)
+                self._standings[place] = Standing(position, self._drain.wait_s(before + place.cost, now))
+                before += place.cost
+        return self._standings.get(entry)
+
+    # Who is next
+    def _grant(self, now: float) -> None:
+        """Give each free slot to the first in turn who can use it."""
+        while self._queue and self._has_room():
+            for entry in self._in_turn():
+                assert entry.done is not None
+                if entry.done.cancelled():  # it is about to leave
+                    continue
+                if (lease := self._turn_of(entry, now)) is not None:
+                    self._dequeue(entry)
+                    self._start(entry, lease, now)
+                    self._drain.started(entry.cost, now)
+                    entry.done.set_result(None)
+                    break
+            else:
+                return
+
+    def _in_turn(self) -> Iterator[Entry]:
+        first = self._queue.first()
+        if first is not None:
+            assert isinstance(first, Entry)
+            yield first
+            for place in self._queue.ranking():
+                if place is not first:
+                    assert isinstance(place, Entry)
+                    yield place
+
+    def _turn_of(self, entry: Entry, now: float) -> Lease | None:
+        """The lease of a waiting call whose turn it is. None: not on the workers that have room; or it is refused."""
+        if self._is_too_late(entry, now):
+            self._refuse(entry, self._shed(entry, "deadline"))
+            return None
+        try:
+            return self._lease(entry, now)
+        except GatewayError as exc:
+            self._refuse(entry, exc)
+            return None
+
+    def _lease(self, entry: Entry, now: float) -> Lease | None:
+        """A slot on a worker with room; None where there is none, or where the policy would rather wait for another."""
+        call, pool = entry.call, self.pool
+        candidates = pool.candidates(call, entry.tried)
+        if not candidates:
+            raise pool.unavailable()
+        able = [worker for worker in candidates if worker.in_flight < worker.window]
+        if not able:
+            return None
+        if len(able) < len(candidates) and (until := pool.waits_until(candidates, able, call, now)) is not None:
+            # The first word counts: a call is not put off again and again.
+            entry.held_until = until if entry.held_until is None else entry.held_until
+            if now < entry.held_until:
+                return None
+        return pool.pick(able, call, now)
+
+    def _has_room(self) -> bool:
+        return any(worker.in_flight < worker.window for worker in self.pool.workers)
+
+    def _start(self, entry: Entry, lease: Lease, now: float) -> None:
+        self._queue.start(entry)
+        self._started.add(entry)
+        entry.lease, entry.started_at = lease, now
+        lease.queued_s = now - entry.entered_at
+        self.queue_time.observe(lease.queued_s)
+        lease.__enter__()
+
+    # Who may wait
+    def _objection(self, entry: Entry, now: float) -> str | None:
+        """Why a call that has joined may not wait. Where another one's loss is fairer, that one is shed for it."""
+        settings, queue = self._settings, self._queue
+        wait_s = self._drain.wait_s(queue.cost_before(entry), now) or 0.0
+        if wait_s > settings.timeout_s:
+            return "wait"
+        if self._is_too_late(entry, now + wait_s):
+            return "deadline"
+        if len(queue) >= settings.max_waiting:
+            reason = "number"
+        elif queue and queue.waiting_cost + entry.cost > settings.max_waiting_tokens:
+            reason = "tokens"
+        else:
+            return None
+        last = queue.last()
+        return None if last is not None and queue.outweighs(last, entry) else reason
+
+    def _make_room(self, entry: Entry) -> None:
+        """Shed those whose loss is fairer than that of `entry`, as far as the bounds ask for it."""
+        settings, queue = self._settings, self._queue
+        while queue and (len(queue) >= settings.max_waiting or queue.waiting_cost + entry.cost > settings.max_waiting_tokens):
+            last = queue.last()
+            if last is None or not queue.outweighs(last, entry):
+                return
+            assert isinstance(last, Entry)
+            self._refuse(last, self._shed(last, "displaced"))
+
+    def _is_too_late(self, entry: Entry, now: float) -> bool:
+        """Whether a call that starts now would take longer than it may, by what calls have taken so far."""
+        return now + (self._s_per_token or 0.0) * entry.call.output_tokens > entry.call.deadline
+
+    def _expire(self, now: float) -> None:
+        for entry in list(self._queued):
+            if now >= entry.call.deadline:
+                self._refuse(entry, self._shed(entry, "deadline"))
+            elif now - entry.entered_at >= self._settings.timeout_s:
+                self._refuse(entry, self._shed(entry, "timeout"))
+
+    def _shed(self, entry: Entry, reason: str) -> Overloaded:
+        self.num_shed[reason] += 1
+        wait_s = self._drain.retry_after_s(self._queue.waiting_cost, entry.cost, self._clock())
+        if reason == "deadline":
+            said = "This request cannot be answered within the time that it was given: the model is busy"
+        else:
+            said = "The model is busy, and as many requests wait for it as may"
+        return Overloaded(f"{said}. Try again in {ceil(wait_s)} s.", retry_after_s=wait_s)
+
+    def _refuse(self, entry: Entry, error: GatewayError) -> None:
+        self._dequeue(entry)
+        assert entry.done is not None
+        if not entry.done.cancelled():
+            entry.done.set_exception(error)
+
+    def _enqueue(self, entry: Entry, now: float) -> None:
+        if not self._queue:
+            self._drain.begin(now)
+        entry.is_queued = self._had_waiting = True
+        self._queued.add(entry)
+        self._queue.wait(entry)
+
+    def _dequeue(self, entry: Entry) -> None:
+        entry.is_queued = False
+        self._queued.discard(entry)
+        self._queue.leave(entry)
+        if not self._queue:
+            self._drain.end()
+
+    # What calls take
+    def _recharge(self, entry: Entry, lease: Lease) -> None:
+        """Charge a running call for what it has made beyond what was expected."""
+        assert lease.meter is not None
+        cost = entry.call.prompt_tokens + OUTPUT_WEIGHT * lease.meter.usage.completion_tokens
+        if cost > entry.charged:
+            entry.charge(cost)
+
+    def _cost(self, entry: Entry, lease: Lease, now: float) -> float:
+        """What a call that is over has taken. Its worker may have worked on the prompt of one that left without a word."""
+        if lease.meter is None:
+            return 0.0
+        usage = lease.meter.usage
+        if not usage.exact:
+            return float(entry.call.prompt_tokens + OUTPUT_WEIGHT * usage.completion_tokens)
+        if usage.completion_tokens:
+            sample = (now - entry.started_at) / usage.completion_tokens
+            before = sample if self._s_per_token is None else self._s_per_token
+            self._s_per_token = before + (sample - before) * LEARNT_SHARE
+        return float(usage.prompt_tokens - usage.cached_tokens + OUTPUT_WEIGHT * usage.completion_tokens)
+
+    def _set_windows(self) -> None:
+        self._windows = {
+            worker: self._windows.get(worker) or Window(worker, self._settings, self._share()) for worker in self.pool.workers
+        }
+
+
+def _is_free(call: Call) -> bool:
+    """Whether the call costs the engine nothing: then it takes no turn. Stored responses are read, and are cancelled, so."""
+    return call.endpoint in WITHOUT_ENGINE or call.path != call.endpoint

@@ -1,0 +1,135 @@
+"""How many calls may be at a worker, by what its engine says of itself."""
+
+from math import ceil, inf
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sluice.admission.window import FAST_AFTER_S, Window
+from sluice.worker import Worker
+from tests.unit.admission.calls import a_worker, load, queue
+
+
+class Engine:
+    """One that runs `room` calls at most; the others that were sent to it wait. `looks` is a scrape a second."""
+
+    def __init__(self, room: int, num_replicas: int = 1, **settings: object) -> None:
+        self.room = room
+        self.now = 0.0
+        self.share = 1 / num_replicas
+        self.workers = [a_worker(number) for number in range(num_replicas)]
+        self.windows = [Window(worker, queue(**settings), self.share) for worker in self.workers]
+
+    def looks(self, *, wanted: list[float] | None = None) -> list[float]:
+        """Each replica has as many calls as it may, or as it wants; then the engine is asked."""
+        self.now += 1
+        for number, worker in enumerate(self.workers):
+            window = worker.window if worker.window != inf else 10_000
+            worker.in_flight = int(min(window, wanted[number] if wanted else inf))
+        total = sum(worker.in_flight for worker in self.workers)
+        for number, (worker, window) in enumerate(zip(self.workers, self.windows, strict=True)):
+            worker.load = load(min(total, self.room), max(0, total - self.room), at=self.now)
+            short = wanted is None or wanted[number] >= worker.window
+            window.look(self.share, had_waiting=short)
+        return [worker.window for worker in self.workers]
+
+
+def settled(engine: Engine, seconds: int, **options: list[float]) -> list[float]:
+    windows: list[float] = []
+    for _ in range(seconds):
+        windows = engine.looks(**options)
+    return windows
+
+
+def test_an_engine_that_says_nothing_has_no_window_unless_it_is_set():
+    worker = a_worker()
+    Window(worker, queue(), 1).look(1, had_waiting=True)
+    assert worker.window == inf
+    Window(worker, queue(max_in_flight=10), 0.5).look(0.5, had_waiting=True)
+    assert worker.window == 5
+
+
+def test_the_window_finds_what_the_engine_has_room_for_and_a_few_more():
+    for room in (1, 8, 100, 256, 2000):
+        engine = Engine(room)
+        [window] = settled(engine, 12)
+        assert room <= window <= room + 3, (room, window)
+
+
+def test_it_follows_when_there_is_less_room_and_when_there_is_more():
+    engine = Engine(100)
+    settled(engine, 10)
+    engine.room = 20
+    [window] = settled(engine, 3)
+    assert 20 <= window <= 23
+    engine.room = 60
+    [window] = settled(engine, int(FAST_AFTER_S) + 8)
+    assert 60 <= window <= 63
+
+
+def test_it_does_not_grow_while_nobody_waits_for_it():
+    engine = Engine(1000, start_in_flight=10)
+    assert settled(engine, 20, wanted=[5.0]) == [10]
+
+
+def test_all_it_has_may_be_bounded():
+    engine = Engine(1000, start_in_flight=8, max_in_flight=50)
+    assert settled(engine, 20) == [50]
+
+
+def test_replicas_come_to_have_equal_parts():
+    engine = Engine(60, num_replicas=3)
+    engine.windows[0]._size = 200.0
+    windows = settled(engine, 60)
+    assert 60 <= sum(windows) <= 68
+    assert max(windows) - min(windows) <= 6
+
+
+def test_a_replica_with_little_to_do_leaves_its_part_to_the_other():
+    engine = Engine(60, num_replicas=2)
+    engine.now = 0.0
+    most = [max(settled(engine, 1, wanted=[1000.0, 5.0])[0] for _ in range(10)) for _ in range(10)][-1]
+    assert most >= 50
+
+
+def test_a_full_cache_means_fewer_calls():
+    worker = a_worker()
+    window = Window(worker, queue(start_in_flight=100), 1)
+    worker.in_flight = 80
+    worker.load = load(80, 0, kv=0.97)
+    window.look(1, had_waiting=True)
+    assert worker.window == ceil(80 * 0.9)
+
+
+def test_an_engine_that_runs_nothing_is_not_full():
+    worker = a_worker()
+    window = Window(worker, queue(start_in_flight=100), 1)
+    worker.load = load(0, 50)
+    window.look(1, had_waiting=True)
+    assert worker.window == 100
+
+
+def test_the_same_word_of_an_engine_is_heard_once():
+    worker = a_worker()
+    window = Window(worker, queue(start_in_flight=100), 1)
+    worker.load = load(10, 0)
+    window.look(1, had_waiting=True)
+    window.look(1, had_waiting=True)
+    assert worker.window == 200
+    worker.load = None
+    window.look(1, had_waiting=True)
+    assert worker.window == 200
+
+
+loads = st.builds(load, st.integers(0, 500), st.integers(0, 5000), kv=st.floats(0, 1))
+
+
+@given(st.lists(st.tuples(loads, st.integers(0, 500), st.booleans()), max_size=50), st.sampled_from([1.0, 0.5, 0.1]))
+def test_whatever_an_engine_says_one_call_may_go_there(said, share):
+    worker: Worker = a_worker()
+    window = Window(worker, queue(start_in_flight=1), share)
+    for number, (one, in_flight, had_waiting) in enumerate(said):
+        worker.in_flight = in_flight
+        worker.load = load(one.num_running, one.num_waiting, kv=one.kv_usage, at=float(number))
+        window.look(share, had_waiting=had_waiting)
+        assert worker.window >= 1
