@@ -8,16 +8,17 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from sluice.config import Route
 from sluice.exchange import Exchange
 from sluice.types import Call
+from sluice.wire.events import EventStream
+from sluice.wire.splice import Splice
 from sluice.worker import Lease, Worker
 
 
 class Attempt:
     """What one try holds. `take` and `open` come once each, in this order; `close` lets everything go, at any time."""
 
-    __slots__ = ("_call", "_clock", "_held", "_lease", "_settings", "exchange", "sent_at", "worker")
+    __slots__ = ("_clock", "_held", "_lease", "_settings", "exchange", "sent_at", "worker")
 
-    def __init__(self, call: Call, settings: Route, clock: Callable[[], float]) -> None:
-        self._call = call
+    def __init__(self, settings: Route, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
         self._held = AsyncExitStack()
@@ -32,9 +33,11 @@ class Attempt:
         self.worker = lease.worker
         return lease.worker
 
-    async def open(self, request_id: str) -> Exchange:
+    async def open(
+        self, call: Call, request_id: str, events: EventStream | None = None, splice: Splice | None = None
+    ) -> Exchange:
         """Send the request, and wait for the first event or the whole answer. Raises what comes instead."""
-        call, worker, lease = self._call, self.worker, self._lease
+        worker, lease = self.worker, self._lease
         assert worker is not None and lease is not None
         body = call.body if call.stamp is None else call.stamp(worker.url)
         head = worker.connections.head(
@@ -47,7 +50,7 @@ class Attempt:
         )
         sending = await self._held.enter_async_context(worker.connections.send(head, body))
         self.sent_at = self._clock()
-        exchange = self.exchange = lease.meter = Exchange(call, self._settings, sending)
+        exchange = self.exchange = lease.meter = Exchange(call, self._settings, sending, events, splice)
         await exchange.open()
         lease.prefilled()
         return exchange

@@ -15,19 +15,30 @@ from sluice.upstream.connection import Answer
 from sluice.upstream.connections import Sending
 from sluice.wire.events import EventStream, dialect_of
 from sluice.wire.replies import checked, rejection, usage_of_body
+from sluice.wire.splice import Splice
 
 MAX_REPLY_BYTES = 268_435_456
 MAX_ERROR_BYTES = 1_048_576
 END_GRACE_S = 1.0
+KEEP_ALIVE = b": keep-alive\n\n"
+RESUMED = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})  # whose streams are kept, to be continued when they break
 
 
 class Exchange:
     """A call in progress, from the first byte of the answer to the last: what goes down, and how it is going.
 
-    A whole answer is in `body`. A stream has its first events in `first`; the rest comes through `pipe`.
+    A whole answer is in `body`. A stream has its first events in `first`; the rest comes through `pipe`. The rest of a stream
+    that broke on another worker continues its `events`, and is made fit for them by `splice`.
     """
 
-    def __init__(self, call: Call, settings: Route, sending: Sending) -> None:
+    def __init__(
+        self,
+        call: Call,
+        settings: Route,
+        sending: Sending,
+        events: EventStream | None = None,
+        splice: Splice | None = None,
+    ) -> None:
         self.call = call
         self._settings = settings
         self._sending = sending
@@ -35,7 +46,9 @@ class Exchange:
         # The answer
         self.content_type = ""
         self.body = b""
-        self.events: EventStream | None = None
+        self.events = events
+        self._splice = splice
+        self._feed: Callable[[bytes], bytes]
         self.first = b""
         self.last = b""  # what is left to write when `pipe` is done: the end of the stream, with the answer's own end behind it
         self._whole_usage: Usage | None = None
@@ -52,6 +65,10 @@ class Exchange:
         if self.events is not None:
             return self.events.usage
         return self._whole_usage or Usage()
+
+    @property
+    def keep_alive_s(self) -> float | None:
+        return self._settings.keep_alive_s
 
     async def open(self) -> None:
         """Wait for the answer's head and for the whole body or the first good event.
@@ -128,20 +145,35 @@ class Exchange:
     async def _open_stream(self, answer: Answer) -> None:
         if not self.content_type.startswith("text/event-stream"):
             raise UpstreamError("The worker answered a stream with something else.")
-        events = self.events = EventStream(
-            dialect_of(self.call.endpoint),
-            model=self.call.model,
-            hide_usage=not self.call.wants_usage,
-            reasoning_content=self._settings.reasoning_content,
-        )
+        events = self.events or self._new_events()
+        self.events = events
+        self._feed = events.feed if self._splice is None else self._feed_spliced
         while not self.first and not events.ended:
             data = await answer.some()
             if not data:
                 events.finish()
                 break
-            self.first = events.feed(data)
+            self.first = self._feed(data)
         if events.broken and not self.first:
             raise events.broken
+
+    def _new_events(self) -> EventStream:
+        call, resume = self.call, self._settings.resume
+        return EventStream(
+            dialect_of(call.endpoint),
+            model=call.model,
+            hide_usage=not call.wants_usage,
+            reasoning_content=self._settings.reasoning_content,
+            max_kept_bytes=resume.max_bytes if resume.enabled and call.endpoint in RESUMED else 0,
+        )
+
+    def _feed_spliced(self, data: bytes) -> bytes:
+        assert self.events is not None and self._splice is not None
+        try:
+            return self.events.feed(self._splice.feed(data))
+        except UpstreamError as exc:
+            self.events.fail(exc)
+            return b""
 
     def _out_of_patience(self, patience_s: float) -> None:
         self._sending.fail(WorkerTimeout(f"The worker did not answer within {patience_s:g} s."))
@@ -153,7 +185,7 @@ class Exchange:
         assert events is not None
         if events.ended:
             return
-        out = events.feed(data)
+        out = self._feed(data)
         if events.ended:
             self._end(events, out)
         elif out:
@@ -208,7 +240,7 @@ class Exchange:
         if (keep_alive_s := self._settings.keep_alive_s) is not None:
             comment_due = heard_at + keep_alive_s
             if now >= comment_due:
-                self._write(b": keep-alive\n\n")
+                self._write(KEEP_ALIVE)
                 comment_due = now + keep_alive_s
             due = min(due, comment_due)
         self._timer = self._loop.call_at(max(now + 0.01, due), self._tick)

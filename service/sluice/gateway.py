@@ -14,11 +14,15 @@ from sluice.admission.route import Admission
 from sluice.attempt import Attempt
 from sluice.config import Route
 from sluice.errors import GatewayError, UpstreamError, WorkerRefused, WorkerRejected
-from sluice.exchange import Exchange
+from sluice.exchange import RESUMED, Exchange
 from sluice.limits.estimate import RouteEstimate
 from sluice.pool import Pool
+from sluice.resume import Rest
 from sluice.retry_budget import RetryBudget
 from sluice.types import Call, Usage
+from sluice.wire.emitted import CannotResume
+from sluice.wire.events import EventStream
+from sluice.wire.splice import SeamMismatch, Splice
 from sluice.worker import Worker
 
 
@@ -48,10 +52,13 @@ class Gateway:
 class Exchanging:
     """A call on its way through its route, as a context manager: what is inside holds for the whole call.
 
-    Raises what the last worker said; nothing has gone down by then.
+    Raises what the last worker said; nothing has gone down by then. A stream that breaks later may be continued by `resume`.
     """
 
-    __slots__ = ("_attempt", "_call", "_clock", "_held", "_served", "attempts", "exchange", "opened_at", "sent_at", "worker")
+    __slots__ = (
+        "_attempt", "_call", "_clock", "_held", "_lost", "_served", "_splices", "_wasted",
+        "attempts", "exchange", "num_resumes", "opened_at", "sent_at", "worker",
+    )  # fmt: skip
 
     def __init__(self, served: Served, call: Call, clock: Callable[[], float]) -> None:
         self._served = served
@@ -59,41 +66,55 @@ class Exchanging:
         self._clock = clock
         self._held = AsyncExitStack()  # what is taken for the call as a whole; each attempt holds its own
         self._attempt: Attempt | None = None
-        # What is known of the call so far; worker and exchange are those of the last attempt.
+        # What is known of the call so far; worker and exchange are those of the last attempt that sent something.
         self.attempts = 0
         self.worker: Worker | None = None
         self.exchange: Exchange | None = None
         self.sent_at: float | None = None
         self.opened_at: float | None = None
+        # What was lost: workers that failed after they may have computed something, and the tokens of that.
+        self.num_resumes = 0
+        self._lost: list[Worker] = []
+        self._wasted = 0
+        self._splices: list[Splice] = []
 
     @property
     def usage(self) -> Usage:
         """What the call has used so far, for whoever settles it on the way out."""
         return self.exchange.usage if self.exchange is not None else Usage()
 
+    @property
+    def tokens_wasted(self) -> int:
+        """What workers computed for this call and nobody is billed for: lost first tries, prompts that were computed again."""
+        return self._wasted + sum([splice.num_recomputed for splice in self._splices])
+
     async def __aenter__(self) -> Exchange:
         """The straight line (architecture.md, section 4). What is taken here is entered on `_held`, and is let go last."""
-        served, call = self._served, self._call
         try:
-            # First the reservation of limits, then retrieval, which makes another `call` of it: one line each, here.
-            return await self._first_answer(served, call)
+            # First the reservation of limits, then retrieval, which makes another `_call` of it: one line each, here.
+            return await self._first_answer(self._served, self._call)
         except BaseException:
             await self._leave()
             raise
 
     async def __aexit__(self, *exc: object) -> None:
-        assert self.worker is not None and self.exchange is not None
-        if (events := self.exchange.events) is not None:
-            if events.done:
-                self.worker.succeeded(self._clock())
-            elif events.broken:
-                self.worker.failed(self._clock())
+        attempt = self._attempt
+        if attempt is not None and attempt.worker is not None and attempt.exchange is not None:
+            events = attempt.exchange.events
+            if events is not None and events.done:
+                attempt.worker.succeeded(self._clock())
+            elif events is not None and events.broken:
+                attempt.worker.failed(self._clock())
         await self._leave()
 
     async def _leave(self) -> None:
-        if self._attempt is not None:
-            await self._attempt.close()
+        await self._close_attempt()
         await self._held.aclose()
+
+    async def _close_attempt(self) -> None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            await attempt.close()
 
     async def _first_answer(self, served: Served, call: Call) -> Exchange:
         """Try workers until one has answered, within the route's `max_retries`, and none of them twice.
@@ -103,39 +124,118 @@ class Exchanging:
         served.retries.count_call(self._clock())
         tried: list[Worker] = []
         while True:
+            attempt = self._attempt = Attempt(served.settings, self._clock)
             try:
-                return await self._try(served, call, tried)
+                worker = await self._take(attempt, tried)
+                self.exchange = None
+                exchange = await self._send(attempt, worker, call)
             except GatewayError as exc:
-                assert self._attempt is not None
-                worker = self._attempt.worker
-                if worker is None or not is_workers_fault(exc):
+                if attempt.worker is None or not is_workers_fault(exc):
                     raise
-                worker.failed(self._clock())
-                await self._attempt.close()
+                await self._lose(attempt.worker, exc)
                 if self.attempts > served.settings.max_retries or self._clock() >= call.deadline:
                     raise
                 if not served.pool.candidates(call, tried):
                     raise
-                if not isinstance(exc, WorkerRefused) and not served.retries.take(self._clock()):
-                    raise
+                if not isinstance(exc, WorkerRefused):
+                    if not served.retries.take(self._clock()):
+                        raise
+                    self._wasted += call.prompt_tokens
+                continue
+            self.opened_at = self._clock()
+            if not call.stream:
+                worker.succeeded(self.opened_at)
+            return exchange
 
-    async def _try(self, served: Served, call: Call, tried: list[Worker]) -> Exchange:
-        attempt = self._attempt = Attempt(call, served.settings, self._clock)
-        worker = await attempt.take(served.admission.enter(call, tried))
-        self.worker, self.exchange = worker, None
+    async def _take(self, attempt: Attempt, tried: list[Worker], *, ahead: bool = False) -> Worker:
+        """A slot for this attempt, when its turn has come."""
+        worker = await attempt.take(self._served.admission.enter(self._call, tried, ahead=ahead))
         tried.append(worker)
+        return worker
+
+    async def _send(
+        self,
+        attempt: Attempt,
+        worker: Worker,
+        call: Call,
+        events: EventStream | None = None,
+        splice: Splice | None = None,
+    ) -> Exchange:
+        """Send the attempt's request, and wait for its first event or its whole answer."""
+        self.worker = worker
         self.attempts += 1
         try:
-            self.exchange = await attempt.open(f"{call.id}-{self.attempts}")
+            self.exchange = await attempt.open(call, f"{call.id}-{self.attempts}", events, splice)
         finally:
             if self.sent_at is None:
                 self.sent_at = attempt.sent_at
-        self.opened_at = self._clock()
         if call.stream:
-            worker.answered(self.opened_at)
-        else:
-            worker.succeeded(self.opened_at)
+            worker.answered(self._clock())
         return self.exchange
+
+    async def _lose(self, worker: Worker, error: GatewayError) -> None:
+        """The attempt at this worker has failed by its fault."""
+        worker.failed(self._clock())  # while its slot is held: it may have been on trial
+        if not isinstance(error, WorkerRefused):
+            self._lost.append(worker)
+        await self._close_attempt()
+
+    async def resume(self) -> bytes | None:
+        """Continue the stream, which is broken, on another worker: what goes down next, or None where that cannot be.
+
+        What comes after that is in `exchange`, unless the stream has ended with it. Where it is None, `events.broken` is what
+        the client must be told.
+        """
+        exchange, attempt, settings = self.exchange, self._attempt, self._served.settings.resume
+        assert exchange is not None and exchange.events is not None
+        events = exchange.events
+        error = events.broken
+        if error is None or attempt is None or attempt.worker is None or not is_workers_fault(error):
+            return None
+        if not settings.enabled or self._call.endpoint not in RESUMED or self._clock() >= self._call.deadline:
+            return None
+        await self._lose(attempt.worker, error)
+        try:
+            if self.num_resumes >= settings.max_resumes:
+                raise CannotResume(f"it has been {settings.max_resumes} times")
+            return await self._continue(Rest(self._call, events), events)
+        except CannotResume as exc:
+            error.message = f"{error.message} It could not be continued on another worker: {exc}."
+        except GatewayError as exc:
+            error.message = f"{error.message} It could not be continued on another worker. {exc.message}"
+        await self._close_attempt()
+        events.revive()
+        events.fail(error)
+        return None
+
+    async def _continue(self, rest: Rest, events: EventStream) -> bytes:
+        """Ask workers for the rest until one gives it. None is asked that has failed this call, nor one twice that refuses."""
+        call, tried = self._call, list(self._lost)
+        num_failed = 0
+        while True:
+            attempt = self._attempt = Attempt(self._served.settings, self._clock)
+            try:
+                worker = await self._take(attempt, tried, ahead=True)
+                request = await rest.request(worker)
+                events.revive()
+                if isinstance(request, bytes):
+                    return events.feed(request)
+                exchange = await self._send(attempt, worker, request.call, events, request.splice)
+            except SeamMismatch:
+                rest.compares = False
+                tried.pop()  # it has done nothing wrong
+                await self._close_attempt()
+            except GatewayError as exc:
+                if attempt.worker is None or not is_workers_fault(exc) or self._clock() >= call.deadline:
+                    raise
+                await self._lose(attempt.worker, exc)
+                num_failed += not isinstance(exc, WorkerRefused)
+                if num_failed > self._served.settings.max_retries:
+                    raise  # it may be the call itself that workers die of
+            else:
+                self.num_resumes += 1
+                self._splices.append(request.splice)
+                return exchange.first
 
 
 def is_workers_fault(error: GatewayError) -> bool:

@@ -51,7 +51,7 @@ class Histogram:
 class RouteMetrics:
     """The numbers of one route."""
 
-    __slots__ = ("duration", "first_event", "overhead", "per_token", "retries", "tokens")
+    __slots__ = ("duration", "first_event", "overhead", "per_token", "resumes", "retries", "tokens", "tokens_wasted")
 
     def __init__(self) -> None:
         self.duration = Histogram(DURATION_S)
@@ -59,6 +59,8 @@ class RouteMetrics:
         self.overhead = Histogram(OVERHEAD_S)
         self.per_token = Histogram(PER_TOKEN_S)
         self.retries = 0
+        self.resumes = 0
+        self.tokens_wasted = 0
         self.tokens = {True: [0, 0, 0], False: [0, 0, 0]}  # by whether they are exact, as in KINDS
 
 
@@ -102,7 +104,9 @@ class Metrics(Collector):
                 gaps_s = outcome.duration_s - outcome.first_event_s
                 numbers.per_token.observe(gaps_s / (outcome.usage.completion_tokens - 1))
         if outcome.attempts > 1:
-            numbers.retries += outcome.attempts - 1
+            numbers.retries += outcome.attempts - 1 - outcome.num_resumes
+            numbers.resumes += outcome.num_resumes
+            numbers.tokens_wasted += outcome.tokens_wasted
         usage = outcome.usage
         tokens = numbers.tokens[usage.exact]
         tokens[0] += usage.prompt_tokens
@@ -157,7 +161,19 @@ class Metrics(Collector):
             "Time from the arrival of a call to the moment it is written to a worker.",
             labels=["route"],
         )
-        retries = CounterMetricFamily("sluice_retries", "Attempts after the first one of a call.", labels=["route"])
+        retries = CounterMetricFamily(
+            "sluice_retries",
+            "Attempts after the first one of a call, but for those that continued its stream.",
+            labels=["route"],
+        )
+        resumes = CounterMetricFamily(
+            "sluice_resumes", "How often a stream whose worker was lost went on at another one.", labels=["route"]
+        )
+        wasted = CounterMetricFamily(
+            "sluice_tokens_wasted",
+            "Tokens that workers computed and nobody is billed for, as far as is known.",
+            labels=["route"],
+        )
         tokens = CounterMetricFamily(
             "sluice_tokens",
             "Tokens as the workers counted them (exact=true) or as we did (exact=false).",
@@ -169,10 +185,12 @@ class Metrics(Collector):
             numbers.per_token.show(per_token, [route])
             numbers.overhead.show(overhead, [route])
             retries.add_metric([route], numbers.retries)
+            resumes.add_metric([route], numbers.resumes)
+            wasted.add_metric([route], numbers.tokens_wasted)
             for exact, counts in numbers.tokens.items():
                 for kind, count in zip(KINDS, counts, strict=True):
                     tokens.add_metric([route, kind, str(exact).lower()], count)
-        yield from (duration, first_event, per_token, overhead, retries, tokens)
+        yield from (duration, first_event, per_token, overhead, retries, resumes, wasted, tokens)
 
     def _shown_workers(self) -> Iterator[Metric]:
         in_flight = GaugeMetricFamily(

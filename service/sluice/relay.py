@@ -14,10 +14,10 @@ from typing import Any, Protocol, Self
 
 from sluice.asgi import Headers, Message, Receive, Send
 from sluice.errors import GatewayError, InternalError
-from sluice.exchange import Exchange
+from sluice.exchange import KEEP_ALIVE, Exchange
 from sluice.gateway import Gateway
 from sluice.types import Call, Endpoint, Outcome, Source, Usage
-from sluice.wire.events import dialect_of
+from sluice.wire.events import EventStream, dialect_of
 
 EVENT_STREAM: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -34,14 +34,17 @@ class Downstream(Protocol):
     """The way to one client. Rule of use: inside `async with`, either `respond` once, or `start`, `write`s and `finish`.
 
     All of them return at once; bytes for a client that has left go nowhere. While the client reads too slowly `on_pause`
-    has been called and `on_resume` will be. When the client leaves, the task that entered the block is cancelled and
-    `is_gone` is true.
+    has been called, `on_resume` will be, and `is_paused` is true. When the client leaves, the task that entered the block is
+    cancelled and `is_gone` is true.
     """
 
     started: bool
     is_gone: bool
     on_pause: Callable[[], None]
     on_resume: Callable[[], None]
+
+    @property
+    def is_paused(self) -> bool: ...
 
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *exc: object) -> None: ...
@@ -59,16 +62,16 @@ class Relay:
         self._clock = clock
         self._early_s = early_s
         self._exchanging = gateway.exchange(call)
-        self._early: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, downstream: Downstream) -> Outcome:
         """Serve the call. Raises `CancelledError` only where somebody other than the client's leaving cancelled it."""
         error: GatewayError | None = None
         try:
-            if self._early_s is not None and self._call.stream:
-                self._arm_early(downstream)
+            if self._call.stream:
+                self._arm(downstream, self._early_s)
             async with self._exchanging as exchange:
-                self._disarm_early()
+                self._disarm()
                 error = await self._relay(exchange, downstream)
         except GatewayError as exc:
             error = exc
@@ -82,7 +85,7 @@ class Relay:
             error = InternalError()
             refuse(downstream, error, self._call.endpoint)
         finally:
-            self._disarm_early()
+            self._disarm()
         return self._outcome(error, downstream)
 
     async def _relay(self, exchange: Exchange, downstream: Downstream) -> GatewayError | None:
@@ -99,26 +102,54 @@ class Relay:
             await exchange.pipe(downstream.write)
         last = exchange.last
         if events.broken:
+            last = await self._resume(exchange, events, downstream)
+        if events.broken:
             last += events.dialect.error_event(events.broken)
         downstream.finish(last)
         return events.broken
 
-    def _arm_early(self, downstream: Downstream) -> None:
-        """Commit the 200 before the first event: keeps impatient proxies quiet, and turns later errors into events."""
-        assert self._early_s is not None
+    async def _resume(self, exchange: Exchange, events: EventStream, downstream: Downstream) -> bytes:
+        """A broken stream, continued as long as that can be; what is left to write of it in the end."""
+        while events.broken:
+            if exchange.last:
+                downstream.write(exchange.last)
+            self._arm(downstream, exchange.keep_alive_s)
+            try:
+                more = await self._exchanging.resume()
+            finally:
+                self._disarm()
+            if more is None:
+                return b""
+            if self._exchanging.exchange is None or self._exchanging.exchange is exchange:
+                return more  # and with that it has ended
+            exchange = self._exchanging.exchange
+            downstream.on_pause, downstream.on_resume = exchange.pause, exchange.resume
+            if downstream.is_paused:
+                exchange.pause()
+            downstream.write(more)
+            if not events.broken:
+                await exchange.pipe(downstream.write)
+        return exchange.last
+
+    def _arm(self, downstream: Downstream, every_s: float | None) -> None:
+        """Send a comment so often while there is nothing else to send; keeps impatient proxies quiet.
+
+        Before the first event that commits the 200, and turns later errors into events.
+        """
+        if every_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(every_s, self._comment, downstream, every_s)
+
+    def _comment(self, downstream: Downstream, every_s: float) -> None:
         if downstream.started:
-            downstream.write(b": keep-alive\n\n")
-        self._early = asyncio.get_running_loop().call_later(self._early_s, self._commit_early, downstream)
+            downstream.write(KEEP_ALIVE)
+        else:
+            downstream.start(200, EVENT_STREAM, KEEP_ALIVE)
+        self._arm(downstream, every_s)
 
-    def _commit_early(self, downstream: Downstream) -> None:
-        if not downstream.started:
-            downstream.start(200, EVENT_STREAM, b"")
-        self._arm_early(downstream)
-
-    def _disarm_early(self) -> None:
-        if self._early is not None:
-            self._early.cancel()
-            self._early = None
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _outcome(self, error: GatewayError | None, downstream: Downstream) -> Outcome:
         call, exchanging = self._call, self._exchanging
@@ -137,7 +168,9 @@ class Relay:
             code=code,
             worker=exchanging.worker.url if exchanging.worker else None,
             usage=exchange.usage if exchange else Usage(),
+            tokens_wasted=exchanging.tokens_wasted,
             attempts=exchanging.attempts,
+            num_resumes=exchanging.num_resumes,
             first_event_s=opened_at - call.started_at if opened_at is not None and events is not None else None,
             overhead_s=sent_at - call.started_at if sent_at is not None else None,
             duration_s=self._clock() - call.started_at,
@@ -169,6 +202,7 @@ class AsgiDownstream:
     def __init__(self, receive: Receive, send: Send, extra: Iterable[tuple[bytes, bytes]]) -> None:
         self.started = False
         self.is_gone = False
+        self.is_paused = False
         self.on_pause: Callable[[], None] = _nothing
         self.on_resume: Callable[[], None] = _nothing
         self._receive = receive
@@ -176,7 +210,6 @@ class AsgiDownstream:
         self._extra = list(extra)
         self._messages: deque[Message] = deque()
         self._num_bytes = 0
-        self._is_paused = False
         self._has_work = asyncio.Event()
         self._is_finished = False
         self._owner: asyncio.Task[Any]
@@ -221,8 +254,8 @@ class AsgiDownstream:
         self._messages.append(message)
         self._has_work.set()
         self._num_bytes += len(message.get("body", b""))
-        if self._num_bytes > HIGH_WATER_BYTES and not self._is_paused:
-            self._is_paused = True
+        if self._num_bytes > HIGH_WATER_BYTES and not self.is_paused:
+            self.is_paused = True
             self.on_pause()
 
     async def _drain(self) -> None:
@@ -237,8 +270,8 @@ class AsgiDownstream:
                     self._leave()
                     return
                 self._num_bytes -= len(message.get("body", b""))
-            if self._is_paused:
-                self._is_paused = False
+            if self.is_paused:
+                self.is_paused = False
                 self.on_resume()
             if self._is_finished:
                 return

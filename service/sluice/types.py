@@ -130,7 +130,9 @@ class Outcome(NamedTuple):
     code: str | None = None
     worker: str | None = None
     usage: Usage = Usage()
+    tokens_wasted: int = 0  # computed for this call by workers that were lost or not needed, and billed to nobody
     attempts: int = 0
+    num_resumes: int = 0  # how often its stream was continued on another worker
     first_event_s: float | None = None  # from the start of the call
     overhead_s: float | None = None  # from the start of the call to the request that went up
     duration_s: float = 0.0

@@ -109,6 +109,7 @@ class Client:
     def __init__(self) -> None:
         self.started = False
         self.is_gone = False
+        self.is_paused = False
         self.on_pause: Callable[[], None] = _nothing
         self.on_resume: Callable[[], None] = _nothing
         self._owner: asyncio.Task[Any] | None = None

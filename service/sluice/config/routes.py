@@ -29,6 +29,14 @@ class Timeouts(Section):
     total_s: Seconds = 3600
 
 
+class Resume(Section):
+    """Streams whose worker is lost go on at another one; what has gone down of each is kept for that."""
+
+    enabled: bool = True
+    max_resumes: Annotated[int, Field(ge=0, le=100)] = 8
+    max_bytes: Annotated[int, Field(ge=1024)] = 262_144  # kept of a stream, text without its framing; a longer one ends broken
+
+
 class Bounds(Section):
     """What one request may ask of the shared engine; beyond it the request is refused with a 400."""
 
@@ -51,6 +59,7 @@ class Route(Section):
     adapters: Adapters = ()
     max_retries: Annotated[int, Field(ge=0, le=10)] = 2
     timeouts: Timeouts = Timeouts()
+    resume: Resume = Resume()
     bounds: Bounds = Bounds()
     queue: Queue = Queue()
     open: frozenset[OpenEndpoint] = frozenset()

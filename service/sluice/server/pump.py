@@ -56,6 +56,10 @@ class Pump:
         body, cycle.body = bytes(cycle.body), b""  # type: ignore[assignment]
         return body
 
+    @property
+    def is_paused(self) -> bool:
+        return self._client.flow.write_paused
+
     async def __aenter__(self) -> Self:
         self._owner = asyncio.current_task()
         self._client.pump = self

@@ -11,6 +11,7 @@ Source: vLLM 0.32 `entrypoints/openai/chat_completion/serving.py`, `openai/respo
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -21,6 +22,7 @@ from sluice.wire.replies import rejection, usage_of, with_reasoning_content
 
 MAX_EVENT_BYTES = 8_388_608
 TEXT = re.compile(rb'"(?:content|text)":"((?:[^"\\]|\\.)*+)"')
+WRITTEN = re.compile(rb'(?:[^"\\]|\\.)*+')  # what stands between the quotes of a JSON string
 BORDER = re.compile(rb"\r\n\r\n|\n\n|\r\r|\r\n\n|\n\r\n")
 
 
@@ -126,7 +128,15 @@ class EventStream:
     After each `feed` look at `ended`: then either `done` is true, or `broken` says what went wrong.
     """
 
-    def __init__(self, dialect: Dialect, *, model: str, hide_usage: bool = False, reasoning_content: bool = False) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        *,
+        model: str,
+        hide_usage: bool = False,
+        reasoning_content: bool = False,
+        max_kept_bytes: int = 0,
+    ) -> None:
         self.dialect = dialect
         self._model = model
         self._hide_usage = hide_usage
@@ -144,6 +154,11 @@ class EventStream:
         # What the last event of text was, before its text and after it: the next one differs in the text alone
         self._before = b"\0"
         self._after = b""
+        self._text_from, self._text_to = 1, 0  # where the text of such an event lies
+        # What has gone down, to be read by `emitted` if the stream breaks: whole events between zero bytes, and of those that
+        # differ from the one before in their text alone that text. None: it is not kept, or has become too much.
+        self.kept: bytearray | None = bytearray() if max_kept_bytes else None
+        self._max_kept_bytes = max_kept_bytes
         # `"model":"theirs"` and what to write instead, learnt from the first event
         self._theirs = b""
         self._ours = b""
@@ -158,11 +173,16 @@ class EventStream:
         if (
             data.startswith(self._before)
             and data.endswith(self._after)
-            and data.find(b'"', len(self._before), -len(self._after)) < 0
+            and (text := data[self._text_from : self._text_to]).find(b'"') < 0
             and self._is_plain
             and not self._tail
         ):  # one event of text, and no quote in the text: no name is in it that was not in the last one
             self.num_events += 1
+            kept = self.kept
+            if kept is not None:
+                kept += text
+                if len(kept) > self._max_kept_bytes:
+                    self.kept = None
             return data.replace(self._theirs, self._ours) if self._theirs else data
         if not self._is_plain or self._tail or data[-2:] != b"\n\n":
             return b"" if self.ended else self._feed_slowly(data)
@@ -174,13 +194,36 @@ class EventStream:
         ):
             return self._inspect(data)
         self.num_events += data.count(b"\n\n")
+        passed = data.replace(self._theirs, self._ours) if self._theirs else data
+        self._keep(data, passed)
         self._learn_shape(data)
-        return data.replace(self._theirs, self._ours) if self._theirs else data
+        return passed
+
+    def revive(self) -> None:
+        """A broken stream goes on: what is fed next begins at the border of an event, where it was cut."""
+        self.ended = False
+        self.broken = None
+        self._tail = b""
+        self._is_plain = self.started and not self._reasoning_content
+
+    def _keep(self, data: bytes, passed: bytes) -> None:
+        """Keep what goes down, which `data` has become. Of several events in one read that differ in their text, the text."""
+        kept = self.kept
+        if kept is None:
+            return
+        if data.startswith(self._before) and data.endswith(self._after):
+            text = data.replace(self._after + self._before, b"")[self._text_from : self._text_to]
+            kept += text if WRITTEN.fullmatch(text) else b"\0%b\0" % passed
+        else:
+            kept += b"\0%b\0" % passed
+        if len(kept) > self._max_kept_bytes:
+            self.kept = None
 
     def _learn_shape(self, data: bytes) -> None:
         """Where the text stands in an event of chat or completions that holds none of the four names."""
         if data.find(b"\n\n") == len(data) - 2 and (text := TEXT.search(data)) is not None:
             self._before, self._after = data[: text.start(1)], data[text.end(1) :]
+            self._text_from, self._text_to = len(self._before), -len(self._after)
 
     def finish(self) -> None:
         """The worker's body is over. Without its end marker the stream is broken, whatever it looks like."""
@@ -208,20 +251,20 @@ class EventStream:
     def _inspect(self, data: bytes) -> bytes:
         """Pass on whole events one by one, parsing those that may matter."""
         out = []
-        start = 0
-        for border in BORDER.finditer(data):
-            event = data[start : border.end()]
-            start = border.end()
+        for event in split(data):
             if self._keeps(event):
                 out.append(self._mirrored(event) if self._reasoning_content else event)
             if self.ended:
                 break
         passed = b"".join(out)
-        return passed.replace(self._theirs, self._ours) if self._theirs else passed
+        if self._theirs:
+            passed = passed.replace(self._theirs, self._ours)
+        self._keep(b"", passed)
+        return passed
 
     def _keeps(self, event: bytes) -> bool:
         """Look into one event. False: the client must not see it."""
-        name, payload = _fields(event)
+        name, payload = fields(event)
         if payload is None:
             return self.started  # a comment, or a field that no client reads: nothing before the first event
         self.num_events += 1
@@ -239,7 +282,7 @@ class EventStream:
     def _mirrored(self, event: bytes) -> bytes:
         if event.find(b'"reasoning"') < 0:
             return event
-        _, payload = _fields(event)
+        _, payload = fields(event)
         return event if payload is None else b"data: " + with_reasoning_content(payload) + b"\n\n"
 
     def _may_matter(self, event: bytes) -> bool:
@@ -278,7 +321,15 @@ class EventStream:
                 self._theirs, self._ours = spelled, b'"model"' + separator + orjson.dumps(self._model)
 
 
-def _fields(event: bytes) -> tuple[str, bytes | None]:
+def split(data: bytes) -> Iterator[bytes]:
+    """The whole events that `data` consists of."""
+    start = 0
+    for border in BORDER.finditer(data):
+        yield data[start : border.end()]
+        start = border.end()
+
+
+def fields(event: bytes) -> tuple[str, bytes | None]:
     """The name of an event and its data, or None where it has none."""
     if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2:
         return "", event[6:-2]  # as vLLM writes them
