@@ -163,7 +163,7 @@ class Metrics(Collector):
         )
         retries = CounterMetricFamily(
             "sluice_retries",
-            "Attempts after the first one of a call, but for those that continued its stream.",
+            "Attempts after the first one of a call, without those that continued its stream.",
             labels=["route"],
         )
         resumes = CounterMetricFamily(

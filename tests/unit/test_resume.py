@@ -1,7 +1,7 @@
 """Broken streams that go on at another worker: to the letter, against a simulated fleet whose text depends on every token."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -145,3 +145,213 @@ async def test_a_stream_that_breaks_anywhere_goes_on_to_the_letter(name):
             assert told.outcome.num_resumes == 1, num_events
             assert_same(told, whole)
             await mend(line, running)
+
+
+async def question(line: Line, is_wanted: Callable[[Told], bool], **members: Any) -> tuple[dict[str, Any], Told]:
+    """A question whose answer is as wanted, and the answer."""
+    for number in range(200):
+        body = ASK | {"messages": [{"role": "user", "content": f"Question {number}"}]} | members
+        if is_wanted(whole := await ask(line, body)):
+            return body, whole
+    raise AssertionError("no answer is as wanted")
+
+
+@pytest.mark.parametrize("trim_template", [False, True])
+async def test_an_answer_that_begins_with_a_line_end_goes_on_to_the_letter(trim_template):
+    async with sea(trim_template=trim_template) as (line, running):
+        body, whole = await question(line, lambda told: told.text.startswith("\n"), max_tokens=12)
+        for num_events in range(1, 12):
+            await cut(running, 0, events=num_events)
+            assert_same(await ask(line, body), whole)
+            await mend(line, running)
+
+
+async def test_a_character_of_several_tokens_is_neither_lost_nor_doubled():
+    async with sea() as (line, running):
+        body, whole = await question(line, lambda told: bool(empty(told)), max_tokens=100)
+        for num_events in {at + shift for at in empty(whole) for shift in (-1, 0, 1, 2)}:
+            await cut(running, 0, events=num_events)
+            assert_same(await ask(line, body), whole)
+            await mend(line, running)
+
+
+def empty(told: Told) -> list[int]:
+    """Which events in the middle have no text: tokens that are part of a character."""
+    return [at for at, choice in enumerate(told.choices) if 2 < at < 90 and not choice["delta"].get("content")]
+
+
+async def test_a_template_that_trims_ends_a_stream_that_may_yet_call_a_tool():
+    async with sea(trim_template=True) as (line, running):
+        tools = {"tools": TOOLS, "max_tokens": 12}
+        body, whole = await question(line, lambda told: told.text.startswith("\n"), **tools)
+        await cut(running, 0, events=5)
+        told = await ask(line, body)
+        assert told.outcome.status == 502
+        assert told.error["message"].endswith("its template does not keep the beginning of an answer as it is.")
+        assert whole.text.startswith(told.text)
+        told = await ask(line, body | {"tool_choice": "none"})  # where no call can come, ids will do
+        assert_same(told, await ask(line, body | {"tool_choice": "none"}))
+
+
+async def test_a_stream_may_break_again_and_again():
+    async with sea(6) as (line, running):
+        body = ASK | {"max_tokens": 60, "ignore_eos": True}
+        whole = await ask(line, body)
+        for worker in range(5):
+            await cut(running, worker, events=8)
+        told = await ask(line, body)
+        assert_same(told, whole)
+        assert (told.outcome.num_resumes, told.outcome.attempts) == (5, 6)
+
+
+@pytest.mark.parametrize("hides", [False, True])
+async def test_usage_is_that_of_one_worker_and_what_was_computed_twice_is_told_apart(hides):
+    async with sea() as (line, running):
+        whole = await ask(line, ASK, wants_usage=not hides)
+        await cut(running, 0, events=20)
+        told = await ask(line, ASK, wants_usage=not hides)
+        assert_same(told, whole)
+        assert (told.events[-1]["choices"] == []) is not hides
+        assert whole.outcome.tokens_wasted == 0
+        assert told.outcome.tokens_wasted >= whole.outcome.usage.prompt_tokens
+
+
+# How a stream may break
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "cut", "how": "reset"},
+        {"kind": "cut", "how": "close"},
+        {"kind": "garbage", "how": "chunk"},
+    ],
+)
+async def test_whatever_breaks_it(fault):
+    async with sea() as (line, running):
+        whole = await ask(line, ASK)
+        async with unverified(base_url=running.workers[0].url) as http:
+            await order(http, events=9, **fault)
+        assert_same(await ask(line, ASK), whole)
+
+
+@pytest.mark.parametrize("how", ["error", "abort", "hang", "engine_dead", "stall", "kill"])
+async def test_whatever_becomes_of_its_worker(how):
+    faults = {
+        "error": {"kind": "drain", "timeout_s": 0, "how": "error"},
+        "abort": {"kind": "drain", "timeout_s": 0, "how": "abort"},
+        "hang": {"kind": "drain", "timeout_s": 0, "how": "hang"},
+    }
+    body = ASK | {"max_tokens": 1500, "ignore_eos": True}
+    async with sea(route={"timeouts": {"silence_s": 0.3}}) as (line, running):
+        whole = await ask(line, body)
+        async with unverified(base_url=running.workers[0].url) as http:
+            asked = {"model": "smollm2", "stream": True, "stream_options": {"include_usage": True}} | body
+            call = line.call(stream=True, body=orjson.dumps(asked))
+            client = Client()
+            async with asyncio.timeout(PATIENCE_S), client:
+                running_call = asyncio.create_task(Relay(line.gateway, call, now).run(client))
+                await client.read_until(b"data: ", times=20)
+                await order(http, **faults.get(how, {"kind": how}))
+                outcome = await running_call
+        told = Told(client.body, outcome)
+        assert told.outcome.num_resumes == 1
+        assert_same(told, whole)
+
+
+# What cannot go on without being wrong
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "several answers": ({"n": 2, "temperature": 1}, "holds several answers"),
+    "probabilities": ({"logprobs": True, "top_logprobs": 1}, "carries logprobs"),
+    "structure": ({"response_format": {"type": "json_object"}}, "sets `response_format`"),
+    "structure, vLLM's": ({"structured_outputs": {"choice": ["a"]}}, "sets `structured_outputs`"),
+    "a penalty": ({"presence_penalty": 0.5}, "sets `presence_penalty`"),
+    "least tokens": ({"min_tokens": 3}, "sets `min_tokens`"),
+    "a forced tool": ({"tools": TOOLS, "tool_choice": "required"}, "forces a tool"),
+    "what nobody knows": ({"of_tomorrow": 1}, "sets `of_tomorrow`"),
+    "documents": ({"documents": [{"text": "x"}]}, "sets `documents`"),
+    "effort": ({"reasoning_effort": "low"}, "sets `reasoning_effort`"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_what_would_be_wrong_ends_with_an_error_that_says_so(name):
+    members, said = REFUSED[name]
+    async with sea() as (line, running):
+        await cut(running, 0, events=9)
+        told = await ask(line, ASK | members)
+        assert said in told.error["message"], told.body
+        assert "could not be continued on another worker" in told.error["message"]
+        assert (told.outcome.status, told.outcome.num_resumes) == (502, 0)
+        assert told.outcome.attempts == 1
+
+
+async def test_members_that_ask_for_nothing_do_not_forbid_it():
+    harmless = {"n": 1, "presence_penalty": 0, "logprobs": False, "stop": None, "response_format": {"type": "text"}}
+    async with sea() as (line, running):
+        whole = await ask(line, ASK)
+        await cut(running, 0, events=9)
+        assert_same(await ask(line, ASK | harmless | {"metadata": {"a": "b"}, "user": "me"}), whole)
+
+
+async def test_before_any_text_every_call_is_begun_anew():
+    body = ASK | {"logprobs": True, "top_logprobs": 1, "min_tokens": 3, "response_format": {"type": "json_object"}}
+    async with sea() as (line, running):
+        whole = await ask(line, body)
+        await cut(running, 0, events=1)  # the role alone has gone down
+        told = await ask(line, body)
+        assert_same(told, whole)
+        assert [choice["logprobs"] for choice in told.choices] == [choice["logprobs"] for choice in whole.choices]
+
+
+@pytest.mark.parametrize(
+    ("route", "said"),
+    [
+        ({"resume": {"enabled": False}}, None),
+        ({"resume": {"max_resumes": 0}}, "it has been 0 times"),
+        ({"resume": {"max_bytes": 1024}}, "longer than what is kept of a stream"),
+    ],
+)
+async def test_as_the_route_allows(route, said):
+    async with sea(route=route) as (line, running):
+        await cut(running, 0, events=300)
+        told = await ask(line, ASK | {"max_tokens": 400, "ignore_eos": True})
+        assert told.outcome.status == 502
+        assert (said or "in the middle of its answer.") in told.error["message"]
+        assert ("another worker" in told.error["message"]) is (said is not None)
+
+
+async def test_a_worker_that_failed_the_call_is_not_asked_again():
+    async with sea(2) as (line, running):
+        for worker in range(2):
+            await cut(running, worker, events=9)
+        told = await ask(line, ASK)
+        assert told.outcome.status == 502
+        assert (told.outcome.num_resumes, told.outcome.attempts) == (1, 2)
+        assert "No worker of smollm2 can take this request now." in told.error["message"]
+
+
+async def test_a_call_that_workers_die_of_is_not_handed_round():
+    async with sea(9, route={"max_retries": 1}) as (line, running):
+        await cut(running, 0, events=9)
+        for worker in range(1, 9):
+            async with unverified(base_url=running.workers[worker].url) as http:
+                await order(http, kind="garbage", how="not_http")
+        told = await ask(line, ASK)
+        assert told.outcome.status == 502
+        assert sum(worker.ejection._failures for worker in line.workers) == 3
+
+
+async def test_a_worker_that_refuses_the_rest_is_followed_by_another():
+    async with sea(4) as (line, running):
+        whole = await ask(line, ASK)
+        await cut(running, 0, events=9)
+        async with unverified(base_url=running.workers[1].url) as http:
+            await order(http, kind="storm")
+        async with unverified(base_url=running.workers[2].url) as http:
+            await order(http, kind="kill")
+        told = await ask(line, ASK)
+        assert_same(told, whole)
+        assert told.outcome.worker == running.workers[3].url
