@@ -28,9 +28,9 @@ LAYERS = {
     **dict.fromkeys(["admission"], 5),
     **dict.fromkeys(["attempt", "pool", "probes", "resume"], 4),
     **dict.fromkeys(["gateway"], 6),
-    **dict.fromkeys(["middleware", "relay"], 7),
+    **dict.fromkeys(["children", "middleware", "relay"], 7),
     **dict.fromkeys(["api", "server", "web"], 8),
-    **dict.fromkeys(["app", "check", "cli", "up", "__main__"], TOP),
+    **dict.fromkeys(["app", "check", "cli", "retrieving", "up", "__main__"], TOP),
 }
 
 # Who may import what is not for everybody: the library, and the modules, folders or layers that may.

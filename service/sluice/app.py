@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from sluice.access_log import AccessLog
 from sluice.admission.replicas import ReplicaCount
 from sluice.admission.route import Admission
-from sluice.api import docs, errors, models, ops
+from sluice.api import docs, errors, models, ops, retrieval
 from sluice.api.bodies import BodyReader, Buffers
 from sluice.api.calls import CallMaker
 from sluice.api.openai import HotEndpoints
@@ -30,12 +30,14 @@ from sluice.config import ConfigError, Route, Settings
 from sluice.directory import Directory
 from sluice.fleet import Fleet
 from sluice.gateway import Gateway, Served
+from sluice.http_json import HttpJson
 from sluice.keys import Door, door
 from sluice.loading import load
 from sluice.metrics import Metrics, WorkerRow
 from sluice.middleware import Edge
 from sluice.pool import Pool
 from sluice.response_ids import ResponseIds
+from sluice.retrieving import hook_of
 from sluice.server.http_server import HttpServer, bind, make_server, stopping_on_signals
 from sluice.tracing.base import Tracing
 
@@ -55,6 +57,7 @@ class App:
     buffers: Buffers
     bulk: BulkReader
     replicas: ReplicaCount
+    http: HttpJson
 
 
 def build(
@@ -75,14 +78,17 @@ def build(
     keys = door(settings.auth)
     readiness = ops.Readiness(lambda: any(served.pool.is_ready for served in routes.values()))
     buffers = Buffers(settings.server.max_buffered_bytes)
+    reader = BodyReader(settings.server.body_limit_bytes, settings.client_timeouts, clock)
     bulk = BulkReader()
     metrics.watch_workers(lambda: _rows(routes))
+    gateway, http = Gateway(routes, clock), HttpJson()
+    hook = hook_of(settings, gateway=gateway, routes=routes, embedded=None, http=http, metrics=metrics, clock=clock)
     hot = HotEndpoints(
-        gateway=Gateway(routes, clock),
+        gateway=gateway,
         routes=routes,
-        calls=CallMaker(routes=routes, directory=directory, ids=ResponseIds(_secret(settings)), bulk=bulk),
+        calls=CallMaker(routes=routes, directory=directory, ids=ResponseIds(_secret(settings)), bulk=bulk, hook=hook),
         door=keys,
-        reader=BodyReader(settings.server.body_limit_bytes, settings.client_timeouts, clock),
+        reader=reader,
         buffers=buffers,
         metrics=metrics,
         clock=clock,
@@ -91,10 +97,12 @@ def build(
     rest = FastAPI(title="Sluice", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     errors.install(rest)
     rest.include_router(models.router(directory, routes, keys))
+    rest.include_router(retrieval.router(hook, keys, reader, buffers))
     rest.include_router(ops.router(readiness, metrics.registry, keys))
     docs.install(rest)
     edge = Edge(hot, rest, origins=settings.server.cors_origins, log=log, clock=clock, wall_clock=time.time)
-    return App(edge, ops.metrics_app(readiness, metrics.registry), readiness, routes, fleet, keys, buffers, bulk, replicas)
+    probes_and_metrics = ops.metrics_app(readiness, metrics.registry)
+    return App(edge, probes_and_metrics, readiness, routes, fleet, keys, buffers, bulk, replicas, http)
 
 
 async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None = None) -> None:
@@ -126,7 +134,7 @@ async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None 
 @asynccontextmanager
 async def background(app: App, settings: Settings) -> AsyncIterator[None]:
     """The loops that run beside the requests: workers and their probes, queues, and the keys file. They end with the block."""
-    async with app.bulk, _closing(app.fleet), asyncio.TaskGroup() as tasks:
+    async with app.bulk, app.http, _closing(app.fleet), asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(app.door.watch(KEYS_WATCH_S)), tasks.create_task(app.replicas.watch())]
         running += [tasks.create_task(membership.run()) for membership in app.fleet.memberships.values()]
         running += [tasks.create_task(served.admission.run()) for served in app.routes.values()]

@@ -55,6 +55,7 @@ class Prepare:
     model: str
     response_id: str | None
     prefix_seed: bytes | None
+    retrieves: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +177,16 @@ class BulkRequest:
         self._reader.end()
 
     async def prepare(
-        self, rules: Rules, *, model: str, response_id: str | None = None, prefix_seed: bytes | None = None
+        self,
+        rules: Rules,
+        *,
+        model: str,
+        response_id: str | None = None,
+        prefix_seed: bytes | None = None,
+        retrieves: bool = False,
     ) -> tuple[Prepared, tuple[bytes, ...]]:
         """The request for a worker, and its body in pieces."""
-        edited = await self._reader.ask(Prepare(rules, model, response_id, prefix_seed))
+        edited = await self._reader.ask(Prepare(rules, model, response_id, prefix_seed, retrieves))
         assert isinstance(edited, Edited)
         pieces = self._pieces if edited.rewritten is None else (edited.rewritten,)
         return edited.prepared, cut_pieces(pieces, edited.prepared.cuts)
@@ -209,7 +216,13 @@ def main() -> None:
 
 
 def _edited(request: Request, data: bytes, wanted: Prepare) -> Edited:
-    prepared = request.prepare(wanted.rules, model=wanted.model, response_id=wanted.response_id, prefix_seed=wanted.prefix_seed)
+    prepared = request.prepare(
+        wanted.rules,
+        model=wanted.model,
+        response_id=wanted.response_id,
+        prefix_seed=wanted.prefix_seed,
+        retrieves=wanted.retrieves,
+    )
     rewritten = None if prepared.data is data else prepared.data
     return Edited(replace(prepared, data=b""), rewritten)
 

@@ -2,6 +2,7 @@
 
     GatewayError                       status  code                     whose fault   retry
     ├── BadRequest                     400     -                        downstream    no
+    │   ├── Unsupported                400     unsupported_parameter    downstream    no
     │   ├── ContextTooLong             400     context_length_exceeded  downstream    no
     │   ├── NotFound                   404     -                        downstream    no
     │   │   ├── ModelNotFound          404     model_not_found          downstream    no
@@ -19,7 +20,7 @@
     ├── Overloaded                     429     server_overloaded        gateway       yes
     ├── InternalError                  500     internal_error           gateway       no
     ├── RetrievalUnavailable           503     retrieval_unavailable    gateway       yes
-    ├── RetrievalTimeout               504     retrieval_timeout        gateway       no
+    │   └── RetrievalTimeout           504     retrieval_timeout        gateway       no
     ├── UpstreamError                  502     worker_failed            upstream      no
     │   ├── WorkerRefused              502     worker_unreachable       upstream      yes   nothing was computed
     │   │   └── WorkerFull             429     server_overloaded        upstream      yes   nothing was computed
@@ -83,6 +84,12 @@ class BadRequest(GatewayError):
     status = 400
     type = "invalid_request_error"
     source = Source.DOWNSTREAM
+
+
+class Unsupported(BadRequest):
+    """The request asks for what is done here in another way, or not at this endpoint."""
+
+    code = "unsupported_parameter"
 
 
 class ContextTooLong(BadRequest):
@@ -215,12 +222,16 @@ class RetrievalUnavailable(GatewayError):
     code = "retrieval_unavailable"
     retryable = True
 
+    def headers(self) -> list[tuple[str, str]]:
+        return [*super().headers(), ("x-retrieval-status", "error")]
 
-class RetrievalTimeout(GatewayError):
+
+class RetrievalTimeout(RetrievalUnavailable):
     """A search did not end within its deadline."""
 
     status = 504
     code = "retrieval_timeout"
+    retryable = False
 
 
 class UpstreamError(GatewayError):

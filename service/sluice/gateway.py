@@ -19,7 +19,7 @@ from sluice.limits.estimate import RouteEstimate
 from sluice.pool import Pool
 from sluice.resume import Rest
 from sluice.retry_budget import RetryBudget
-from sluice.types import Call, Usage
+from sluice.types import Call, Ground, Grounding, Usage
 from sluice.wire.emitted import CannotResume
 from sluice.wire.events import EventStream
 from sluice.wire.splice import SeamMismatch, Splice
@@ -57,7 +57,7 @@ class Exchanging:
 
     __slots__ = (
         "_attempt", "_call", "_clock", "_held", "_lost", "_served", "_splices", "_wasted",
-        "attempts", "exchange", "num_resumes", "opened_at", "sent_at", "worker",
+        "attempts", "exchange", "grounding", "num_resumes", "opened_at", "sent_at", "worker",
     )  # fmt: skip
 
     def __init__(self, served: Served, call: Call, clock: Callable[[], float]) -> None:
@@ -72,6 +72,7 @@ class Exchanging:
         self.exchange: Exchange | None = None
         self.sent_at: float | None = None
         self.opened_at: float | None = None
+        self.grounding: Grounding | None = None  # where sources were asked for
         # What was lost: workers that failed after they may have computed something, and the tokens of that.
         self.num_resumes = 0
         self._lost: list[Worker] = []
@@ -91,7 +92,9 @@ class Exchanging:
     async def __aenter__(self) -> Exchange:
         """The straight line (architecture.md, section 4). What is taken here is entered on `_held`, and is let go last."""
         try:
-            # First the reservation of limits, then retrieval, which makes another `_call` of it: one line each, here.
+            # First the reservation of limits: one line, here.
+            if self._call.ground is not None:
+                self._call, self.grounding = await self._grounded(self._call, self._call.ground)
             return await self._first_answer(self._served, self._call)
         except BaseException:
             await self._leave()
@@ -106,6 +109,13 @@ class Exchanging:
             elif events is not None and events.broken:
                 attempt.worker.failed(self._clock())
         await self._leave()
+
+    async def _grounded(self, call: Call, ground: Ground) -> tuple[Call, Grounding]:
+        """The call with its sources. One that would be shed is refused before anything is searched for it."""
+        refusal = self._served.admission.would_shed(call)
+        if refusal is not None:
+            raise refusal
+        return await ground(call)
 
     async def _leave(self) -> None:
         await self._close_attempt()

@@ -217,5 +217,6 @@ def _known(entry: KeyEntry) -> Known:
         rpm=entry.rpm,
         tpm=entry.tpm,
         concurrency=entry.concurrency,
+        vector_store_ids=entry.vector_store_ids,
     )
     return Known(entry.digest, tenant, entry.disabled, entry.expires.timestamp() if entry.expires else None)

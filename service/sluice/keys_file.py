@@ -73,6 +73,7 @@ class KeyEntry(Section):
     priority: Annotated[int, Field(ge=-10, le=10)] = 0
     weight: Annotated[int, Field(ge=1, le=1000)] = 1
     names_users: bool = False
+    vector_store_ids: Annotated[tuple[Name, ...], Field(max_length=8)] = ()
 
     @property
     def digest(self) -> bytes:

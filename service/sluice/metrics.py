@@ -20,6 +20,7 @@ FIRST_EVENT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 1
 PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
 DURATION_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
 OVERHEAD_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+RETRIEVAL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 KINDS = ("prompt", "completion", "cached")
 
 # What the gauges of a worker show at a scrape: route, worker, in flight, 1 where healthy and 0 where not or unknown.
@@ -64,6 +65,50 @@ class RouteMetrics:
         self.tokens = {True: [0, 0, 0], False: [0, 0, 0]}  # by whether they are exact, as in KINDS
 
 
+class RetrievalMetrics:
+    """What calls with retrieval count."""
+
+    __slots__ = ("_calls", "_failures", "_passages", "_seconds", "_tokens")
+
+    def __init__(self) -> None:
+        self._calls: dict[tuple[str, str], int] = {}
+        self._failures: dict[str, int] = {}
+        self._seconds = Histogram(RETRIEVAL_S)
+        self._passages = 0
+        self._tokens = 0
+
+    def ended(self, status: str, mode: str, seconds: float, num_passages: int = 0, num_tokens: int = 0) -> None:
+        key = (status, mode)
+        self._calls[key] = self._calls.get(key, 0) + 1
+        self._seconds.observe(seconds)
+        self._passages += num_passages
+        self._tokens += num_tokens
+
+    def failed(self, code: str) -> None:
+        self._failures[code] = self._failures.get(code, 0) + 1
+
+    def show(self) -> Iterator[Metric]:
+        calls = CounterMetricFamily(
+            "sluice_retrieval_requests",
+            "Calls that retrieved, by what came of it (hit, empty, degraded, error) and by how was searched.",
+            labels=["status", "mode"],
+        )
+        for (status, mode), count in list(self._calls.items()):
+            calls.add_metric([status, mode], count)
+        failures = CounterMetricFamily(
+            "sluice_retrieval_failures",
+            "Stores not searched of calls that were answered anyway.",
+            labels=["code"],
+        )
+        for code, count in list(self._failures.items()):
+            failures.add_metric([code], count)
+        seconds = HistogramMetricFamily("sluice_retrieval_seconds", "What retrieval added to the time of a call.", labels=[])
+        self._seconds.show(seconds, [])
+        yield from (calls, failures, seconds)
+        yield CounterMetricFamily("sluice_retrieval_passages", "Passages put into prompts.", value=self._passages)
+        yield CounterMetricFamily("sluice_retrieval_context_tokens", "Their tokens, as estimated.", value=self._tokens)
+
+
 class Metrics(Collector):
     """What calls, keys and the access log count, and the gauges of workers."""
 
@@ -74,6 +119,7 @@ class Metrics(Collector):
         self._authentication_failures = 0
         self._lines_dropped = 0
         self._workers: Callable[[], Iterable[WorkerRow]] = tuple
+        self.retrieval = RetrievalMetrics()
         registry.register(self)
 
     @classmethod
@@ -133,6 +179,7 @@ class Metrics(Collector):
             value=self._lines_dropped,
         )
         yield from self._shown_workers()
+        yield from self.retrieval.show()
 
     def _shown_calls(self) -> Metric:
         family = CounterMetricFamily(

@@ -17,7 +17,8 @@ from sluice.types import Call, Outcome, Tenant
 CLIENT_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 EXPOSED = (
     b"x-request-id, retry-after, retry-after-ms, x-should-retry, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, "
-    b"x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens"
+    b"x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens, "
+    b"x-retrieval-status, x-retrieval-count, x-retrieval-ms"
 )
 PREFLIGHT: Headers = [
     (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),

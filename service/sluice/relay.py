@@ -89,30 +89,42 @@ class Relay:
         return self._outcome(error, downstream)
 
     async def _relay(self, exchange: Exchange, downstream: Downstream) -> GatewayError | None:
-        events = exchange.events
+        events, grounding = exchange.events, self._exchanging.grounding
         if events is None:
-            downstream.respond(200, [(b"content-type", exchange.content_type.encode("latin-1"))], exchange.body)
+            headers, body = [(b"content-type", exchange.content_type.encode("latin-1"))], exchange.body
+            if grounding is not None:
+                headers, body = headers + grounding.headers, grounding.whole(body)
+            downstream.respond(200, headers, body)
             return None
         downstream.on_pause, downstream.on_resume = exchange.pause, exchange.resume  # the first write may be too much
+        headers, first, edit = EVENT_STREAM, exchange.first, None
+        write: Callable[[bytes], None] = downstream.write
+        if grounding is not None:
+            edit = grounding.editor().feed
+            headers, first, write = headers + grounding.headers, edit(first), _edited(write, edit)
         if downstream.started:
-            downstream.write(exchange.first)
+            downstream.write(first)
         else:
-            downstream.start(200, EVENT_STREAM, exchange.first)
+            downstream.start(200, headers, first)
         if not events.broken:
-            await exchange.pipe(downstream.write)
+            await exchange.pipe(write)
         last = exchange.last
         if events.broken:
-            last = await self._resume(exchange, events, downstream)
+            last = await self._resume(exchange, events, downstream, write)
+        if edit is not None:
+            last = edit(last)
         if events.broken:
             last += events.dialect.error_event(events.broken)
         downstream.finish(last)
         return events.broken
 
-    async def _resume(self, exchange: Exchange, events: EventStream, downstream: Downstream) -> bytes:
+    async def _resume(
+        self, exchange: Exchange, events: EventStream, downstream: Downstream, write: Callable[[bytes], None]
+    ) -> bytes:
         """A broken stream, continued as long as that can be; what is left to write of it in the end."""
         while events.broken:
             if exchange.last:
-                downstream.write(exchange.last)
+                write(exchange.last)
             self._arm(downstream, exchange.keep_alive_s)
             try:
                 more = await self._exchanging.resume()
@@ -126,9 +138,9 @@ class Relay:
             downstream.on_pause, downstream.on_resume = exchange.pause, exchange.resume
             if downstream.is_paused:
                 exchange.pause()
-            downstream.write(more)
+            write(more)
             if not events.broken:
-                await exchange.pipe(downstream.write)
+                await exchange.pipe(write)
         return exchange.last
 
     def _arm(self, downstream: Downstream, every_s: float | None) -> None:
@@ -175,6 +187,14 @@ class Relay:
             overhead_s=sent_at - call.started_at if sent_at is not None else None,
             duration_s=self._clock() - call.started_at,
         )
+
+
+def _edited(write: Callable[[bytes], None], edit: Callable[[bytes], bytes]) -> Callable[[bytes], None]:
+    def edit_and_write(events: bytes) -> None:
+        if out := edit(events):
+            write(out)
+
+    return edit_and_write
 
 
 def refuse(downstream: Downstream, error: GatewayError, endpoint: Endpoint | None = None) -> None:

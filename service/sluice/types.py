@@ -5,10 +5,10 @@ Those that are made for each call are named tuples: a third of what a frozen dat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 Body = bytes | tuple[bytes, ...]  # of a request; a large one lies in the pieces that it came in
 
@@ -52,6 +52,7 @@ class Tenant:
     rpm: int | None = None
     tpm: int | None = None
     concurrency: int | None = None
+    vector_store_ids: tuple[str, ...] = ()  # what the key's calls retrieve from where they ask for nothing
 
     def may_use(self, route: str) -> bool:
         return self.routes is None or route in self.routes
@@ -85,6 +86,24 @@ class PromptSize(NamedTuple):
     media: int = 0  # images, audio, files
 
 
+class Editor(Protocol):
+    """Edits one stream on its way down: takes whole events and returns what goes down in their stead."""
+
+    def feed(self, events: bytes) -> bytes: ...
+
+
+class Grounding(Protocol):
+    """What retrieval gave to a call, and what of that its answer shows."""
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]: ...
+
+    def whole(self, body: bytes) -> bytes:
+        """A whole answer with what it shows."""
+
+    def editor(self) -> Editor: ...
+
+
 class Call(NamedTuple):
     """One parsed client request: everything that the path of a call needs to know, and nothing that changes."""
 
@@ -105,6 +124,7 @@ class Call(NamedTuple):
     stream: bool = False
     wants_usage: bool = True  # False: the usage chunk was our wish, the client must not see it
     stamp: Callable[[str], Body] | None = None  # the body for the worker at this URL, where it depends on that
+    ground: Ground | None = None  # finds sources and puts them into the body
     # What it will cost, before a worker has said so
     size: PromptSize = PromptSize()
     prompt_tokens: int = 0  # estimated
@@ -120,6 +140,9 @@ class Call(NamedTuple):
     # When it must be done, on the event loop's clock
     started_at: float = 0.0
     deadline: float = float("inf")
+
+
+Ground = Callable[[Call], Awaitable[tuple[Call, Grounding]]]
 
 
 class Outcome(NamedTuple):

@@ -126,6 +126,7 @@ async def answers(gateway: Gateway, worker: ScriptedWorker) -> set[str]:
         ("POST", CHAT, {"json": STREAM}),
         ("POST", CHAT, {"json": ASK, "key": None}),
         ("GET", CHAT, {"key": key}),
+        ("POST", CHAT, {"json": ASK | {"retrieval": {}}, "headers": [("x-retrieval", "off")]}),
         ("GET", "/docs", {}),
         ("POST", CHAT, {"body": b"", "headers": [("connection", "close")]}),
         ("OPTIONS", CHAT, {"headers": [listed, ("access-control-request-method", "POST")]}),

@@ -29,6 +29,7 @@ from sluice.errors import (
     StoreExpired,
     StoreNotFound,
     Unauthenticated,
+    Unsupported,
     UnsupportedMediaType,
     UpstreamError,
     WorkerFull,
@@ -43,7 +44,7 @@ DRAWN = re.compile(r"^ {4}(?P<stem>[ │├└─]*)(?P<name>\w+) +(?P<status>\d
 
 EACH = [
     *(kind("why") for kind in (BadRequest, ContextTooLong, NotFound, RequestTimeout, BodyTooLarge)),
-    *(kind("why") for kind in (UnsupportedMediaType, HeadTooLarge, Forbidden, RateLimited, Overloaded)),
+    *(kind("why") for kind in (Unsupported, UnsupportedMediaType, HeadTooLarge, Forbidden, RateLimited, Overloaded)),
     *(kind("why") for kind in (UpstreamError, WorkerRefused, WorkerFull, WorkerUnavailable, WorkerTimeout)),
     *(kind("why") for kind in (EmbeddingMismatch, StoreExpired, RetrievalUnavailable, RetrievalTimeout)),
     Unauthenticated("why", key_was_sent=True),

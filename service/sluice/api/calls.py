@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qs
 
+from sluice.api import grounding
 from sluice.bulk import BulkReader, BulkRequest
 from sluice.directory import Directory, Target
 from sluice.errors import MethodNotAllowed, NotFound
@@ -16,6 +18,7 @@ from sluice.middleware import Visit
 from sluice.pool import Pool
 from sluice.prefix import seed_of
 from sluice.response_ids import ResponseIds, not_found, worker_mark
+from sluice.retrieval.hook import Hook
 from sluice.types import Body, Call, Endpoint, Tenant
 from sluice.wire.members import OUTPUT_TOKENS
 from sluice.wire.requests import Prepared, Request, parse
@@ -48,16 +51,26 @@ class Aim:
     pinned_worker: str | None
     response_id: str | None
     prefix_seed: bytes | None  # where the route's policy reads prefixes
+    retrieves: bool  # also where the client asks for no sources
 
 
 class CallMaker:
     """Makes calls out of requests. A body in pieces is a large one, and is read in the process that is there for them."""
 
-    def __init__(self, *, routes: Mapping[str, Served], directory: Directory, ids: ResponseIds, bulk: BulkReader) -> None:
+    def __init__(
+        self,
+        *,
+        routes: Mapping[str, Served],
+        directory: Directory,
+        ids: ResponseIds,
+        bulk: BulkReader,
+        hook: Hook | None = None,
+    ) -> None:
         self._routes = routes
         self._directory = directory
         self._ids = ids
         self._bulk = bulk
+        self._hook = hook
 
     async def call(self, visit: Visit, tenant: Tenant, endpoint: Endpoint, body: Body, content_type: str) -> Call:
         """Raises what is wrong with the request: `BadRequest`, `ModelNotFound`, `NotFound`."""
@@ -65,13 +78,21 @@ class CallMaker:
             request = parse(endpoint, body, content_type)
             aim = self._aim(endpoint, request, tenant)
             prepared = request.prepare(
-                aim.target.rules, model=aim.target.served_model, response_id=aim.response_id, prefix_seed=aim.prefix_seed
+                aim.target.rules,
+                model=aim.target.served_model,
+                response_id=aim.response_id,
+                prefix_seed=aim.prefix_seed,
+                retrieves=aim.retrieves,
             )
             return self._made(visit, tenant, endpoint, request.model, aim, prepared, prepared.body)
         async with self._bulk.read(endpoint, body, content_type) as large:
             aim = self._aim(endpoint, large, tenant)
             prepared, pieces = await large.prepare(
-                aim.target.rules, model=aim.target.served_model, response_id=aim.response_id, prefix_seed=aim.prefix_seed
+                aim.target.rules,
+                model=aim.target.served_model,
+                response_id=aim.response_id,
+                prefix_seed=aim.prefix_seed,
+                retrieves=aim.retrieves,
             )
             return self._made(visit, tenant, endpoint, large.model, aim, prepared, pieces)
 
@@ -86,7 +107,8 @@ class CallMaker:
             if request.store is not False:
                 response_id = self._ids.placeholder
         reads_prefix = self._routes[target.route].pool.reads_prefix
-        return Aim(target, pinned, response_id, seed_of(target.served_model) if reads_prefix else None)
+        seed = seed_of(target.served_model) if reads_prefix else None
+        return Aim(target, pinned, response_id, seed, grounding.retrieves(self._hook, target.route, tenant))
 
     def _made(
         self, visit: Visit, tenant: Tenant, endpoint: Endpoint, model: str, aim: Aim, prepared: Prepared, body: Body
@@ -96,7 +118,7 @@ class CallMaker:
         prompt_tokens = estimate.prompt_tokens(prepared.size)
         num_choices = prepared.num_prompts * prepared.num_choices if endpoint in GENERATING else 0
         context = _context(self._routes[target.route].pool, target.served_model)
-        return self._base(
+        call = self._base(
             visit,
             tenant,
             target,
@@ -116,6 +138,12 @@ class CallMaker:
             num_choices=num_choices,
             output_tokens=estimate.output_tokens(prepared.max_tokens, num_choices, prompt_tokens, context),
             user=_user(visit.headers, prepared.user) if tenant.names_users else "",
+        )
+        if prepared.ask is None:
+            return call
+        stamp = partial(self._stamp, tenant=tenant) if aim.response_id else None
+        return grounding.bound(
+            self._hook, call, prepared.ask, visit.headers, grounding.Binding(estimate, aim.prefix_seed, stamp)
         )
 
     def stored(self, visit: Visit, tenant: Tenant, stored: Stored) -> Call:

@@ -6,7 +6,8 @@ in `_env` names an environment variable, one that ends in `_file` a file.
 
 from sluice.config.base import Section
 from sluice.config.queue import Queue, Replicas
-from sluice.config.routes import Bounds, Route, Timeouts
+from sluice.config.retrieval import OnCall, Retrieval, RetrieverSettings
+from sluice.config.routes import Bounds, DefaultRetrieval, Route, Timeouts
 from sluice.config.server import Auth, ClientTimeouts, Server
 from sluice.config.settings import Settings, load
 from sluice.config.tracing import TracingSettings
@@ -18,11 +19,15 @@ __all__ = [
     "Bounds",
     "ClientTimeouts",
     "ConfigError",
+    "DefaultRetrieval",
     "Dns",
     "Kubernetes",
+    "OnCall",
     "Probes",
     "Queue",
     "Replicas",
+    "Retrieval",
+    "RetrieverSettings",
     "Route",
     "Section",
     "Server",

@@ -48,6 +48,16 @@ class Bounds(Section):
     beam_search: bool = False
 
 
+class DefaultRetrieval(Section):
+    """What a call of the route retrieves that asks for nothing; no stores: nothing."""
+
+    vector_store_ids: Annotated[tuple[str, ...], Field(max_length=8)] = ()
+    mode: Literal["hybrid", "lexical", "dense"] = "hybrid"
+    max_num_results: Annotated[int, Field(ge=1, le=50)] = 8
+    max_context_tokens: Positive = 2048
+    on_error: Literal["open", "fail"] = "open"
+
+
 class Route(Section):
     """One model name: its workers, how one of them is picked, and what may be asked of it."""
 
@@ -66,6 +76,7 @@ class Route(Section):
     media_hosts: tuple[str, ...] = ()  # hosts that image and audio URLs may name; data: URLs always may
     input_modalities: tuple[Literal["text", "image", "audio", "video"], ...] = ()  # shown by GET /v1/models, where known
     reasoning_content: bool = False  # write vLLM's `reasoning` a second time under its older name
+    retrieval: DefaultRetrieval = DefaultRetrieval()
     responses_store: bool = False  # the workers run with VLLM_ENABLE_RESPONSES_API_STORE=1
     keep_alive_s: Seconds | None = 10  # comments to the client while a worker is silent, once the answer has begun
     keep_alive_before_first_event_s: Seconds | None = None  # commits a 200 early: later failures are events

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from sluice.config.base import Seconds, Section
 from sluice.config.queue import Replicas
+from sluice.config.retrieval import Retrieval
 from sluice.config.routes import Route
 from sluice.config.server import Auth, ClientTimeouts, Server
 from sluice.config.tracing import TracingSettings
@@ -28,6 +29,7 @@ class Settings(Section):
     probes: Probes = Probes()
     tracing: TracingSettings = TracingSettings()
     replicas: Replicas = Replicas()
+    retrieval: Retrieval = Retrieval()
     drain_timeout_s: Seconds = 120
 
     @model_validator(mode="after")
@@ -53,11 +55,22 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _retrieval_names_routes(self) -> Self:
+        on_call = self.retrieval.on_call
+        named: list[tuple[tuple[str, ...], str | None]] = [(("embedding_route",), self.retrieval.embedding_route)]
+        named += [(("on_call", name), getattr(on_call, name)) for name in ("rerank_route", "rewrite_route")]
+        for key, route in named:
+            if route is not None and route not in self.routes:
+                raise Mistake(f"there is no route {route!r}", "retrieval", *key)
+        return self
+
+    @model_validator(mode="after")
     def _secrets_are_there(self, info: ValidationInfo) -> Self:
         environment = (info.context or {}).get("environment")
         if environment is None:
             return self
         named = [(("routes", name, "workers", "api_key_env"), r.workers.api_key_env) for name, r in self.routes.items()]
+        named += [(("retrieval", "retrievers", n, "api_key_env"), r.api_key_env) for n, r in self.retrieval.retrievers.items()]
         for key, variable in [(("server", "secret_env"), self.server.secret_env), *named]:
             if variable is not None and not environment.get(variable):
                 raise Mistake(f"the environment variable {variable} is not set", *key)
@@ -71,7 +84,7 @@ class Settings(Section):
             routes[name] = route.model_copy(
                 update={"workers": route.workers.resolved(folder), "served_model": route.served_model or name}
             )
-        return self.model_copy(update={"auth": auth, "routes": routes})
+        return self.model_copy(update={"auth": auth, "routes": routes, "retrieval": self.retrieval.resolved(folder)})
 
 
 def load(path: Path, environment: Mapping[str, str] | None = os.environ) -> Settings:

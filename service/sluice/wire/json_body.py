@@ -83,13 +83,22 @@ class JsonBody:
         added = [_written(name, value) for name, value in changes.items() if value is not None and name not in members]
         if members.keys().isdisjoint(changes):
             return self._appended([], added, is_empty=not members)
+        spans = self._walked()
+        wanted = [changes.get(name, b"") for name in map(str, self._raws)]
+        return self._appended(_cuts(spans, wanted), added, is_empty=wanted.count(None) == len(wanted))
+
+    def span(self, name: str) -> tuple[int, int]:
+        """From where to where in `data` the value of a member stands; `data` may be written anew by this, as by `cuts`."""
+        _, start, end = self._walked()[[str(raw) for raw in self._raws].index(name)]
+        return start, end
+
+    def _walked(self) -> list[Span]:
         spans = _spans(self.data, self._raws)
         if spans is None:
             self.data = b"{" + b",".join([_written(name, bytes(raw)) for name, raw in self._raws.items()]) + b"}"
             spans = _spans(self.data, self._raws)
             assert spans is not None, "what we wrote has no gaps"
-        wanted = [changes.get(name, b"") for name in map(str, self._raws)]
-        return self._appended(_cuts(spans, wanted), added, is_empty=wanted.count(None) == len(wanted))
+        return spans
 
     def _appended(self, cuts: list[Cut], added: list[bytes], *, is_empty: bool) -> list[Cut]:
         """The cuts, and new members before the last brace."""

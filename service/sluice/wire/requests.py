@@ -14,6 +14,7 @@ import orjson
 from sluice.errors import BadRequest
 from sluice.prefix import prefix_of
 from sluice.types import Endpoint, Prefix
+from sluice.wire.cuts import Cut
 from sluice.wire.json_body import JsonBody
 from sluice.wire.members import (
     DROPPED,
@@ -29,6 +30,7 @@ from sluice.wire.members import (
 from sluice.wire.prompt_size import size_of
 from sluice.wire.rules import Prepared, Rules
 from sluice.wire.shapes import READ, SHAPES, Asked
+from sluice.wire.sources import ASKING, Ask, place, take
 from sluice.wire.uploads import UploadRequest
 
 __all__ = ["JsonRequest", "Prepared", "Request", "Rules", "UploadRequest", "parse"]
@@ -43,7 +45,8 @@ GUARDED = (
     SPECIAL
     | READ
     | frozenset(STORING)
-    | {"model", "stream", "stream_options"}
+    | {"model", "stream", "stream_options", "tool_choice", "parallel_tool_calls", "include"}
+    | ASKING
     | {name for names in OUTPUT_TOKENS.values() for name in names}
 )
 
@@ -64,12 +67,18 @@ class Request(Protocol):
         """Whether the response shall be stored; None where the client does not say, which means yes to vLLM."""
 
     def prepare(
-        self, rules: Rules, *, model: str, response_id: str | None = None, prefix_seed: bytes | None = None
+        self,
+        rules: Rules,
+        *,
+        model: str,
+        response_id: str | None = None,
+        prefix_seed: bytes | None = None,
+        retrieves: bool = False,
     ) -> Prepared:
         """The request for a worker that calls the model `model`; raises `BadRequest` where `rules` do not allow it.
 
         A `response_id` becomes the id of the response, which the worker would otherwise choose. With a `prefix_seed` the
-        prompt's prefix is hashed.
+        prompt's prefix is hashed. `retrieves` makes a place for sources even where the client asks for none.
         """
 
 
@@ -107,7 +116,13 @@ class JsonRequest:
         return flag(self.body.members, "store") if self.body.members.get("store") is not None else None
 
     def prepare(
-        self, rules: Rules, *, model: str, response_id: str | None = None, prefix_seed: bytes | None = None
+        self,
+        rules: Rules,
+        *,
+        model: str,
+        response_id: str | None = None,
+        prefix_seed: bytes | None = None,
+        retrieves: bool = False,
     ) -> Prepared:
         members = self.body.members
         choices = 1
@@ -126,7 +141,12 @@ class JsonRequest:
         if response_id is not None:
             changes["request_id"] = orjson.dumps(response_id)
         wants_usage = self._ask_for_usage(changes)
+        ask, slot = None, None
+        if retrieves or not ASKING.isdisjoint(members):
+            ask, slot = self._ask_of_retrieval(changes, renders=prefix_seed is not None, retrieves=retrieves)
         cuts = tuple(self.body.cuts(changes)) if changes else ()
+        if slot is not None:
+            cuts = tuple(sorted((*cuts, slot)))
         return Prepared(
             cuts=cuts,
             data=self.body.data,
@@ -139,7 +159,15 @@ class JsonRequest:
             prefix=Prefix() if prefix_seed is None else prefix_of(self.endpoint, members, prefix_seed),
             size=size_of(self.endpoint, members),
             user=end_user(members),
+            ask=ask,
         )
+
+    def _ask_of_retrieval(
+        self, changes: dict[str, bytes | None], *, renders: bool, retrieves: bool
+    ) -> tuple[Ask | None, Cut | None]:
+        """What is asked of retrieval, if anything is, and the cut that makes a place for sources."""
+        ask = take(self.endpoint, self.body.members, changes, has_default=retrieves)
+        return (None, None) if ask is None else place(self.endpoint, self.body, ask, renders=renders)
 
     def _check_prompts(self, max_prompts: int, choices: int) -> None:
         num_prompts, member, _ = self.asked

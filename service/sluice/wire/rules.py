@@ -9,6 +9,7 @@ from sluice.config import Bounds, ConfigError, Route
 from sluice.types import Prefix, PromptSize
 from sluice.wire.cuts import Cut, cut
 from sluice.wire.media import MediaHosts
+from sluice.wire.sources import Ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Prepared:
     size: PromptSize
     user: str  # for whom the call is, as the client says; "" where it does not
     prefix: Prefix = Prefix()  # of the prompt, where it was asked for
+    ask: Ask | None = None  # of retrieval, and where in the body its sources go
 
     @property
     def body(self) -> bytes:

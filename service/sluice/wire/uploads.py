@@ -50,7 +50,13 @@ class UploadRequest:
         return cls(endpoint, model, bool(members["stream"]), form, members)
 
     def prepare(
-        self, rules: Rules, *, model: str, response_id: str | None = None, prefix_seed: bytes | None = None
+        self,
+        rules: Rules,
+        *,
+        model: str,
+        response_id: str | None = None,
+        prefix_seed: bytes | None = None,
+        retrieves: bool = False,
     ) -> Prepared:
         refuse_forbidden(self.members)
         choices = num_choices(self.endpoint, self.members, rules.bounds)

@@ -47,6 +47,8 @@ async def test_it_has_every_endpoint_that_is_open_and_no_other(gateway: Gateway)
     others = [
         ("GET", "/v1/responses/{response_id}"),
         ("POST", "/v1/responses/{response_id}/cancel"),
+        ("GET", "/v1/retrieval/{call_id}"),
+        ("POST", "/v1/retrieval"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{model}"),
         ("GET", "/livez"),
