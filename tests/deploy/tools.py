@@ -6,6 +6,9 @@ A test that needs what is not here is skipped with a line that says so; nothing 
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,7 +48,32 @@ def need_root() -> None:
 
 
 def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=300, **options)
+    command = tuple(str(part) for part in command)
+    return subprocess.run(command, **{"capture_output": True, "text": True, "check": False, "timeout": 300} | options)
+
+
+@contextmanager
+def process(log: Path, *command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block, by SIGTERM and then, if need be, by SIGKILL."""
+    with log.open("wb") as out:
+        started = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        yield started
+    finally:
+        started.terminate()
+        try:
+            started.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            started.wait()
+
+
+def until(is_so: Callable[[], bool], what: str, said: Callable[[], str] = str, patience_s: float = 60) -> None:
+    """Wait for it; what was said meanwhile is shown where it does not come."""
+    deadline = time.monotonic() + patience_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"not within {patience_s} s: {what}\n{said()[-3000:]}"
+        time.sleep(0.05)
 
 
 def template(*arguments: str, helm: str = "helm", release: str = "r") -> subprocess.CompletedProcess[str]:

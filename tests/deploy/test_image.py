@@ -1,0 +1,223 @@
+"""The gateway's image, built without Docker and run as a cluster would run it: without a network of its own, which it does
+not need here, but read-only, as a number, and without a single capability.
+
+Debian's own packages make the base (mmdebstrap), buildah builds, umoci unpacks, runc runs. The base is kept in .tools/image.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from loadtest.bench.processes import free_port
+from loadtest.stack import MODEL, Workers, fleet
+from tests.deploy.tools import ROOT, TOOLS, need_root, run, tool, until
+
+STORE = TOOLS / "image"
+BASE = "localhost/sluice-base:bookworm"
+IMAGE = "localhost/sluice:test"
+PACKAGES = "python3,python3-venv,ca-certificates"
+# Where this machine's pip and TLS are set up for a mirror: what the build must see to reach its packages.
+OF_THIS_MACHINE = [Path("/etc/pip.conf"), Path("/etc/ssl/certs/ca-certificates.crt")]
+
+
+def buildah(*command: str | Path) -> str:
+    where = ["--root", STORE / "store", "--runroot", STORE / "run", "--storage-driver", "vfs"]
+    done = run(tool("buildah"), *where, *command, timeout=900)
+    assert done.returncode == 0, f"buildah {command[0]}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def base() -> str:
+    """A Debian with Python, as the image's base; made once, and kept."""
+    need_root()
+    for name in ("buildah", "mmdebstrap", "skopeo", "umoci", "runc"):
+        tool(name)
+    STORE.mkdir(parents=True, exist_ok=True)
+    root = STORE / "root.tar"
+    if not root.exists():
+        part = STORE / "part.tar"
+        done = run(tool("mmdebstrap"), "--variant=minbase", f"--include={PACKAGES}", "bookworm", part, timeout=900)
+        if done.returncode != 0:
+            pytest.skip(
+                f"NO BASE FOR THE IMAGE, for Debian's packages are not to be had: {done.stderr.strip().splitlines()[-1]}"
+            )
+        part.rename(root)
+    if BASE not in buildah("images", "--format", "{{.Name}}:{{.Tag}}").splitlines():
+        container = buildah("from", "scratch")
+        buildah("add", "--quiet", container, root, "/")
+        buildah("commit", "--quiet", container, BASE)
+        buildah("rm", container)
+    return BASE
+
+
+@pytest.fixture(scope="session")
+def layout(base: str) -> Path:
+    """The built image, as an OCI layout."""
+    mounts = [part for path in OF_THIS_MACHINE if path.exists() for part in ("--volume", f"{path}:{path}:ro")]
+    how = ["--pull-never", "--isolation", "chroot", "--build-arg", f"BASE_IMAGE={base}", *mounts]
+    buildah("bud", *how, "--file", ROOT / "deploy/docker/Dockerfile.gateway", "--tag", IMAGE, ROOT)
+    shutil.rmtree(STORE / "oci", ignore_errors=True)
+    buildah("push", "--quiet", IMAGE, f"oci:{STORE / 'oci'}:test")
+    return STORE / "oci"
+
+
+@pytest.fixture(scope="session")
+def bundle(layout: Path) -> Path:
+    """The image unpacked, for runc."""
+    shutil.rmtree(STORE / "bundle", ignore_errors=True)
+    done = run(tool("umoci"), "unpack", "--image", f"{layout}:test", STORE / "bundle")
+    assert done.returncode == 0, done.stderr
+    shutil.copy(STORE / "bundle/config.json", STORE / "bundle/of-the-image.json")
+    return STORE / "bundle"
+
+
+def hardened(spec: dict[str, Any], mounts: list[dict[str, Any]], arguments: list[str] | None) -> dict[str, Any]:
+    """The image's own specification, tightened as Pod Security "restricted" and the chart do it."""
+    process, linux = spec["process"], spec["linux"]
+    process |= {"terminal": False, "noNewPrivileges": True, "capabilities": {}}
+    if arguments is not None:
+        process["args"] = arguments
+    spec["root"]["readonly"] = True
+    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"] + mounts
+    linux["namespaces"] = [space for space in linux["namespaces"] if space["type"] not in ("network", "cgroup")]
+    linux.pop("cgroupsPath", None)
+    linux.pop("resources", None)
+    return spec
+
+
+@contextmanager
+def running(bundle: Path, folder: Path, *, arguments: list[str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A container with `folder` as its /etc/sluice/config and a /tmp in memory, and nothing else that is not of the image."""
+    tmp = {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=1777", "size=64m"]}
+    config = {"destination": "/etc/sluice/config", "type": "bind", "source": str(folder), "options": ["rbind", "ro"]}
+    spec = json.loads((bundle / "of-the-image.json").read_text())
+    (bundle / "config.json").write_text(json.dumps(hardened(spec, [tmp, config], arguments)))
+    name = f"sluice-test-{free_port()}"
+    with (folder / "container.log").open("wb") as log:
+        started = subprocess.Popen(
+            [tool("runc"), "run", "--bundle", bundle, name], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
+    try:
+        yield started
+    finally:
+        if started.poll() is None:
+            run(tool("runc"), "kill", name, "KILL")
+        started.wait(timeout=30)
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    metrics_url: str
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    def said(self) -> str:
+        return (self.folder / "container.log").read_text()
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[Workers]:
+    with fleet(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def served(bundle: Path, workers: Workers, tmp_path: Path) -> Iterator[Served]:
+    """The image's own entry point and command, in front of a simulated worker."""
+    folder = tmp_path / "config"
+    folder.mkdir()
+    port, metrics_port = free_port(), free_port()
+    config = {
+        "server": {"port": port, "metrics_port": metrics_port},
+        "auth": {"mode": "open"},
+        "routes": {MODEL: {"workers": {"static": list(workers.urls)}}},
+    }
+    (folder / "sluice.yaml").write_text(yaml.safe_dump(config))
+    with running(bundle, folder) as process:
+        ours = Served(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}", process, folder)
+        until(lambda: process.poll() is not None or status(f"{ours.metrics_url}/readyz") == 200, "ready", ours.said)
+        assert process.poll() is None, ours.said()
+        yield ours
+
+
+def status(url: str) -> int | None:
+    try:
+        return httpx.get(url, timeout=2).status_code
+    except httpx.TransportError:
+        return None
+
+
+def test_the_image_says_how_it_is_run(layout: Path) -> None:
+    done = run(tool("skopeo"), "inspect", "--config", f"oci:{layout}:test")
+    config = json.loads(done.stdout)["config"]
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"] == ["/opt/sluice/bin/sluice"]
+    assert config["Cmd"] == ["serve", "--config", "/etc/sluice/config/sluice.yaml"]
+    assert config["StopSignal"] == "SIGTERM"
+    assert {port.removesuffix("/tcp") for port in config["ExposedPorts"]} == {"8000", "8001"}
+    assert config["Labels"]["org.opencontainers.image.title"] == "sluice"
+    names = {variable.split("=")[0] for variable in config["Env"]}
+    assert names == {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}, "no secret, and nothing of the build"
+
+
+def test_the_image_has_no_installer_in_it(bundle: Path) -> None:
+    installed = {path.name for path in (bundle / "rootfs/opt/sluice").glob("lib/python3*/site-packages/*")}
+    assert "sluice" in installed
+    assert not {"pip", "setuptools"} & installed
+
+
+def test_it_cannot_write_its_root_and_has_no_power(bundle: Path, tmp_path: Path) -> None:
+    script = """
+import os
+print(os.getuid(), os.getgid())
+print([line for line in open("/proc/self/status") if line.startswith(("CapEff", "CapBnd", "NoNewPrivs"))])
+for path in ("/x", "/opt/sluice/x"):
+    try:
+        open(path, "w")
+    except OSError as exc:
+        print(path, exc.strerror)
+open("/tmp/x", "w")
+print("done")
+"""
+    with running(bundle, tmp_path, arguments=["/opt/sluice/bin/python", "-c", script]) as process:
+        assert process.wait(timeout=60) == 0, (tmp_path / "container.log").read_text()
+    said = (tmp_path / "container.log").read_text()
+    assert said.startswith("10001 10001\n")
+    assert "CapEff:\\t0000000000000000" in said and "CapBnd:\\t0000000000000000" in said and "NoNewPrivs:\\t1" in said
+    assert said.count("Read-only file system") == 2
+    assert said.endswith("done\n")
+
+
+def test_it_answers_probes_and_calls(served: Served) -> None:
+    assert [status(f"{served.metrics_url}{path}") for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 200]
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    reply = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=30)
+    assert reply.status_code == 200
+    assert reply.json()["usage"]["completion_tokens"] == 4
+
+
+def test_sigterm_lets_a_stream_come_to_its_end_and_exits_with_0(served: Served) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 100, "min_tokens": 100}
+    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json={**body, "stream": True}, timeout=60) as reply:
+        lines = reply.iter_lines()
+        seen = [next(lines) for _ in range(6)]
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: status(f"{served.metrics_url}/readyz") == 503, "not ready while it drains", served.said)
+        seen += lines
+    events = [line for line in seen if line.startswith("data: ")]
+    assert events[-1] == "data: [DONE]"
+    assert len(events) > 50
+    assert served.process.wait(timeout=30) == 0, served.said()
+    assert "Traceback" not in served.said()
