@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sluice.config import ConfigError, Settings, load
-from tests.deploy.tools import CI_VALUES, ROOT, Object, container, default, named, objects, of_ci, run
+from tests.deploy.tools import CI_VALUES, ROOT, Object, container, default, named, objects, of_ci, one, run
 
 BY_NAME = pytest.mark.parametrize("values", CI_VALUES, ids=lambda path: path.stem.removesuffix("-values"))
 FULL = str(next(path for path in CI_VALUES if path.stem == "full-values"))
@@ -44,6 +44,34 @@ def test_every_member_of_a_model_that_clients_see_reaches_its_route(tmp_path: Pa
     assert route.max_retries == 3
     assert route.timeouts.first_event_s == 120
     assert route.workers.api_key_env == "SLUICE_WORKER_KEY_LLAMA"
+    assert route.workers.kubernetes is not None
+    assert (route.workers.kubernetes.service, route.workers.kubernetes.port_name) == ("ai-llama-worker", "http")
+    assert (route.workers.kv_events, route.workers.kv_events_port) == (True, 5557)
+
+
+def test_what_the_gateway_discovers_is_a_service_of_the_chart(tmp_path: Path) -> None:
+    services = {name for kind, name in map(named, default()) if kind == "Service"}
+    kubernetes = settings_of(default(), tmp_path).routes["llama"].workers.kubernetes
+    dns = settings_of(default("--set=gateway.discovery=dns"), tmp_path).routes["llama"].workers.dns
+    assert kubernetes is not None and kubernetes.service in services
+    assert dns is not None and (dns.name, dns.port) == (f"{kubernetes.service}.prod.svc", 8000)
+
+
+def test_gateways_count_each_other_and_a_single_one_does_not(tmp_path: Path) -> None:
+    replicas = settings_of(default(), tmp_path).replicas
+    assert replicas.dns == "r-gateway-metrics.prod.svc"
+    assert one(default(), "Service", "r-gateway-metrics")["spec"]["clusterIP"] == "None"
+    assert settings_of(default("--set=gateway.replicaCount=1"), tmp_path).replicas.dns is None
+
+
+def test_traces_go_where_the_values_say(tmp_path: Path) -> None:
+    found = objects("--values", FULL)
+    tracing = settings_of(found, tmp_path).tracing
+    assert (str(tracing.endpoint), tracing.sample_ratio) == ("http://collector.monitoring:4318/v1/traces", 0.5)
+    assert (
+        "--otlp-traces-endpoint=http://collector.monitoring:4318/v1/traces"
+        in container(found, "StatefulSet", "ai-llama-worker")["args"]
+    )
 
 
 def test_the_key_of_the_workers_comes_from_the_same_secret_on_both_sides() -> None:
@@ -71,7 +99,11 @@ def test_every_typed_flag_is_one_that_vllm_has() -> None:
         },
         **{"enforceEager": True, "trustRemoteCode": True, "enableLora": True, "maxLoras": 4, "maxLoraRank": 64},
         **{"loraModules": {"sql": "/sql", "code": "/code"}, "toolCallParser": "hermes", "reasoningParser": "qwen3"},
-        **{"schedulingPolicy": "priority", "kvTransferConfig": {"kv_connector": "NixlConnector", "kv_role": "kv_both"}},
+        **{
+            "schedulingPolicy": "priority",
+            "kvEvents": True,
+            "kvTransferConfig": {"kv_connector": "NixlConnector", "kv_role": "kv_both"},
+        },
     }
     arguments = arguments_of({"model": "a/b", "revision": "main", "vllm": vllm, "extraArgs": ["--seed=1"]})
     assert arguments[0] == "a/b"
@@ -84,6 +116,7 @@ def test_every_typed_flag_is_one_that_vllm_has() -> None:
         *("--max-lora-rank=64", "--lora-modules", "sql=/sql", "code=/code", "--tool-call-parser=hermes"),
         *("--enable-auto-tool-choice", "--reasoning-parser=qwen3", "--scheduling-policy=priority", "--seed=1"),
         *("--enable-prompt-tokens-details", "--enable-per-request-metrics"),
+        '--kv-events-config={"enable_kv_cache_events":true,"endpoint":"tcp://*:5557","publisher":"zmq","topic":"kv"}',
         '--kv-transfer-config={"kv_connector":"NixlConnector","kv_role":"kv_both"}',
     }
 

@@ -14,6 +14,12 @@
 {{- end -}}
 {{- $routes = mergeOverwrite $routes (deepCopy .Values.gateway.routes) -}}
 {{- $config := dict "server" $server "auth" $auth "routes" $routes "drain_timeout_s" .Values.gateway.drain.timeoutSeconds -}}
+{{- if or (gt (int .Values.gateway.replicaCount) 1) (ne .Values.gateway.autoscaling.type "none") -}}
+{{- $_ := set $config "replicas" (dict "dns" (printf "%s.%s.svc" (include "sluice.name" (list . "gateway-metrics")) .Release.Namespace)) -}}
+{{- end -}}
+{{- if .Values.tracing.enabled -}}
+{{- $_ := set $config "tracing" (dict "endpoint" (printf "%s/v1/traces" .Values.tracing.otlpEndpoint) "sample_ratio" .Values.tracing.sampleRatio) -}}
+{{- end -}}
 {{- toYaml (mergeOverwrite $config (deepCopy .Values.gateway.config)) -}}
 {{- end -}}
 
@@ -23,7 +29,13 @@
 {{- $key := index . 1 -}}
 {{- $model := index . 2 -}}
 {{- $service := include "sluice.name" (list $root (printf "%s-worker" $key)) -}}
-{{- $workers := dict "static" (list (printf "http://%s.%s.svc:8000" $service $root.Release.Namespace)) -}}
+{{- $workers := dict "kubernetes" (dict "service" $service "port_name" "http") -}}
+{{- if eq $root.Values.gateway.discovery "dns" -}}
+{{- $workers = dict "dns" (dict "name" (printf "%s.%s.svc" $service $root.Release.Namespace) "port" 8000) -}}
+{{- end -}}
+{{- if $model.vllm.kvEvents -}}
+{{- $workers = merge $workers (dict "kv_events" true "kv_events_port" 5557) -}}
+{{- end -}}
 {{- if $model.apiKey.existingSecret -}}
 {{- $_ := set $workers "api_key_env" (include "sluice.keyVariable" $key) -}}
 {{- end -}}

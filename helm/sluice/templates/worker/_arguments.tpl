@@ -27,6 +27,10 @@
 {{- if get $vllm $name }}{{- $arguments = append $arguments (printf "--%s" $flag) -}}{{- end -}}
 {{- end -}}
 {{- if $vllm.toolCallParser }}{{- $arguments = append $arguments "--enable-auto-tool-choice" -}}{{- end -}}
+{{- if $vllm.kvEvents -}}
+{{- $events := dict "enable_kv_cache_events" true "publisher" "zmq" "endpoint" "tcp://*:5557" "topic" "kv" -}}
+{{- $arguments = append $arguments (printf "--kv-events-config=%s" (toJson $events)) -}}
+{{- end -}}
 {{- with $vllm.kvTransferConfig }}{{- $arguments = append $arguments (printf "--kv-transfer-config=%s" (toJson .)) -}}{{- end -}}
 {{- with $vllm.loraModules -}}
 {{- $arguments = append $arguments "--lora-modules" -}}
@@ -42,6 +46,7 @@
 {{- $arguments = append $arguments (printf "--shutdown-timeout=%d" (int $model.drain.shutdownTimeoutSeconds)) -}}
 {{- with $model.vllm.maxModelLen }}{{- $arguments = append $arguments (printf "--max-model-len=%d" (int .)) -}}{{- end -}}
 {{- with $model.vllm.maxNumSeqs }}{{- $arguments = append $arguments (printf "--max-num-seqs=%d" (int .)) -}}{{- end -}}
+{{- if $model.vllm.kvEvents }}{{- $arguments = append $arguments "--kv-events-port=5557" -}}{{- end -}}
 {{- if $model.vllm.enablePerRequestMetrics }}{{- $arguments = append $arguments "--enable-per-request-metrics" -}}{{- end -}}
 {{- if $model.apiKey.existingSecret }}{{- $arguments = append $arguments "--api-key=$(VLLM_API_KEY)" -}}{{- end -}}
 {{- toYaml (concat $arguments $model.extraArgs) -}}

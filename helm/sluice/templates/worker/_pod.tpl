@@ -56,6 +56,9 @@ spec:
         {{- end }}
       ports:
         - {name: http, containerPort: 8000, protocol: TCP}
+        {{- if $model.vllm.kvEvents }}
+        - {name: kv-events, containerPort: 5557, protocol: TCP}
+        {{- end }}
       env:
         {{- include "sluice.workerEnvironment" (list $root $model) | nindent 8 }}
         {{- with $model.env }}
