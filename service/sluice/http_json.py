@@ -11,7 +11,9 @@ environment, and fails only as `HttpJsonError`, whose text holds none of the hea
 import asyncio
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -43,10 +45,23 @@ class HttpJsonError(Exception):
         self.body = body
 
 
-class HttpJson:
-    """GET and POST to anywhere. One is enough for a process: it keeps connections apart by target and authority."""
+@dataclass(frozen=True, slots=True)
+class HttpStream:
+    """An answer on its way, of whatever status; to iterate `body` raises `HttpJsonError`."""
 
-    def __init__(self) -> None:
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: AsyncIterator[bytes]
+
+
+class HttpJson:
+    """GET and POST to anywhere. One is enough for a process: it keeps connections apart by target and authority.
+
+    With a unix socket, all of it goes there, whatever host the URLs name.
+    """
+
+    def __init__(self, *, unix_socket: str | None = None) -> None:
+        self._unix_socket = unix_socket
         # A transport per CA file (None: the system's authorities), made when first asked for. The bare transport and
         # not httpx's client: that one keeps cookies, follows the environment and logs a line per request.
         self._transports: dict[Path | None, httpx.AsyncHTTPTransport] = {}
@@ -95,6 +110,28 @@ class HttpJson:
         content = orjson.dumps(payload)
         return _decoded(url, await self._exchange("POST", url, content, headers, timeout_s, limit_bytes, ca_file))
 
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        content: AsyncIterator[bytes] | bytes | None = None,
+        idle_s: float,
+        ca_file: Path | None = None,
+    ) -> AsyncIterator[HttpStream]:
+        """One request whose body and answer pass in pieces; nothing but silence of `idle_s` bounds how long it takes."""
+        request = _request(method, url, content, headers)
+        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), idle_s)
+        transport = await self._transport(ca_file)
+        with _mapped(url, idle_s):
+            response = await transport.handle_async_request(request)
+        try:
+            yield HttpStream(response.status_code, response.headers.raw, _pieces(url, response, idle_s))
+        finally:
+            await response.aclose()
+
     async def _exchange(
         self,
         method: str,
@@ -108,22 +145,13 @@ class HttpJson:
         """The body of a 2xx answer; foreign exceptions become ours here and nowhere else."""
         request = _request(method, url, content, headers)
         transport = await self._transport(ca_file)
-        try:
+        with _mapped(url, timeout_s):
             async with asyncio.timeout(timeout_s):
                 response = await transport.handle_async_request(request)
                 try:
                     body = await _body(url, response, limit_bytes)
                 finally:
                     await response.aclose()
-        except (TimeoutError, httpx.TimeoutException) as exc:
-            raise HttpJsonError("timeout", f"{url}: no answer within {timeout_s:g} s") from exc
-        except httpx.LocalProtocolError:
-            # Without its cause, whose text quotes the header: that may be a key.
-            raise HttpJsonError("refused", f"{url}: a header that cannot be sent") from None
-        except httpx.ProtocolError as exc:
-            raise HttpJsonError("garbage", f"{url}: no HTTP answer: {str(exc)[:200]}") from exc
-        except httpx.TransportError as exc:
-            raise HttpJsonError("refused", f"{url}: no connection: {_reason(exc)}") from exc
         if not response.is_success:
             said = f"{url}: answered {response.status_code}"
             raise HttpJsonError("status", said, status=response.status_code, body=body)
@@ -131,13 +159,37 @@ class HttpJson:
 
     async def _transport(self, ca_file: Path | None) -> httpx.AsyncHTTPTransport:
         if ca_file not in self._transports:
-            made = await asyncio.to_thread(_new_transport, ca_file)
+            made = await asyncio.to_thread(_new_transport, ca_file, self._unix_socket)
             self._transports.setdefault(ca_file, made)  # another call may have been faster
         return self._transports[ca_file]
 
 
-def _new_transport(ca_file: Path | None) -> httpx.AsyncHTTPTransport:
+@contextmanager
+def _mapped(url: str, timeout_s: float) -> Iterator[None]:
+    """Foreign exceptions become ours here."""
+    try:
+        yield
+    except (TimeoutError, httpx.TimeoutException) as exc:
+        raise HttpJsonError("timeout", f"{url}: no answer within {timeout_s:g} s") from exc
+    except httpx.LocalProtocolError:
+        # Without its cause, whose text quotes the header: that may be a key.
+        raise HttpJsonError("refused", f"{url}: a header that cannot be sent") from None
+    except httpx.ProtocolError as exc:
+        raise HttpJsonError("garbage", f"{url}: no HTTP answer: {str(exc)[:200]}") from exc
+    except httpx.TransportError as exc:
+        raise HttpJsonError("refused", f"{url}: no connection: {_reason(exc)}") from exc
+
+
+async def _pieces(url: str, response: httpx.Response, idle_s: float) -> AsyncIterator[bytes]:
+    with _mapped(url, idle_s):
+        async for chunk in response.aiter_raw():
+            yield chunk
+
+
+def _new_transport(ca_file: Path | None, unix_socket: str | None) -> httpx.AsyncHTTPTransport:
     """Reading the certificates takes 0.1 s: not for the event loop."""
+    if unix_socket is not None:
+        return httpx.AsyncHTTPTransport(uds=unix_socket, verify=False, limits=LIMITS)
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except OSError as exc:  # ssl.SSLError is one
@@ -145,9 +197,11 @@ def _new_transport(ca_file: Path | None) -> httpx.AsyncHTTPTransport:
     return httpx.AsyncHTTPTransport(verify=context, limits=LIMITS)
 
 
-def _request(method: str, url: str, content: bytes | None, headers: Mapping[str, str] | None) -> httpx.Request:
+def _request(
+    method: str, url: str, content: AsyncIterator[bytes] | bytes | None, headers: Mapping[str, str] | None
+) -> httpx.Request:
     own = {"accept": "application/json, text/plain", "accept-encoding": "identity", "user-agent": "sluice"}
-    if content is not None:
+    if isinstance(content, bytes):
         own["content-type"] = "application/json"
     try:
         return httpx.Request(method, url, content=content, headers={**own, **(headers or {})})
