@@ -26,11 +26,11 @@ LAYERS = {
     **dict.fromkeys(["bulk", "directory", "http_json", "retry_budget", "worker"], 2),
     **dict.fromkeys(["engines", "exchange", "keys", "limits", "policies", "retrieval"], 3),
     **dict.fromkeys(["admission"], 5),
-    **dict.fromkeys(["attempt", "pool", "probes", "resume"], 4),
+    **dict.fromkeys(["attempt", "ingest", "pool", "probes", "resume"], 4),
     **dict.fromkeys(["gateway"], 6),
     **dict.fromkeys(["children", "middleware", "relay"], 7),
     **dict.fromkeys(["api", "server", "web"], 8),
-    **dict.fromkeys(["app", "check", "cli", "retrieving", "up", "__main__"], TOP),
+    **dict.fromkeys(["app", "check", "cli", "retrieval_app", "retrieving", "up", "__main__"], TOP),
 }
 
 # Who may import what is not for everybody: the library, and the modules, folders or layers that may.

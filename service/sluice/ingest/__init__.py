@@ -1,0 +1,1 @@
+"""Ingestion: from an uploaded file to passages, in a process of its own."""

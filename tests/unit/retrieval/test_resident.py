@@ -1,0 +1,100 @@
+"""What is held in memory follows the file, and stays within its bound."""
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sluice.retrieval.passages import POSITION_BITS
+from sluice.retrieval.resident import MAX_AGE_S, SMALL, Lexicon, Matrix, Resident, best
+from tests.unit.stores import filled
+
+STEPS = st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=12)
+
+
+@given(STEPS)
+def test_a_matrix_has_what_was_added_and_not_removed(steps):
+    matrix = Matrix(np.empty(0, np.int64), np.empty((0, 2), np.float32))
+    wanted: dict[int, float] = {}
+    for is_removal, number in steps:
+        first = number << POSITION_BITS
+        if is_removal:
+            matrix.remove(first, first + (1 << POSITION_BITS))
+            wanted = {id: value for id, value in wanted.items() if id >> POSITION_BITS != number}
+        else:
+            ids = np.arange(first, first + 3)
+            matrix.add(ids, np.full((3, 2), number, np.float32))
+            wanted |= {int(id): float(number) for id in ids}
+
+    ids, rows = matrix.view()
+    assert {int(id): float(row[0]) for id, row in zip(ids, rows, strict=True)} == wanted
+    assert len(ids) == len(set(ids.tolist()))
+
+
+def test_a_view_stays_as_it_was_while_rows_come_and_go():
+    matrix = Matrix(np.array([1]), np.ones((1, 2), np.float32))
+    ids, rows = matrix.view()
+
+    matrix.add(np.arange(2, 200), np.zeros((198, 2), np.float32))
+    matrix.remove(1, 2)
+
+    assert ids.tolist() == [1] and rows.tolist() == [[1.0, 1.0]]
+
+
+def test_the_best_are_those_with_the_highest_scores_equal_ones_by_id():
+    ids = np.array([1, 2, 3, 4, 5 << POSITION_BITS])
+    scores = np.array([1, 3, 3, 0, 9], np.float32)
+
+    assert best(ids, scores, None, 3) == [(5 << POSITION_BITS, 9.0), (2, 3.0), (3, 3.0)]
+    assert best(ids, scores, np.array([0]), 2) == [(2, 3.0), (3, 3.0)]
+    assert best(ids, scores, None, 10, above=0.0)[-1] == (1, 1.0)
+    assert best(ids[:0], scores[:0], None, 3) == []
+
+
+def test_a_large_store_is_counted_anew_when_enough_has_changed_or_enough_time_has_passed():
+    resident = Resident()
+    resident.lexicon = lexicon = Lexicon(np.arange(SMALL), 0.0)
+
+    class Reader:
+        def ids(self):
+            return np.arange(SMALL + 1)
+
+    assert resident.lexicon_of(Reader(), 1.0) is lexicon
+    resident.num_changed = 1
+    assert resident.lexicon_of(Reader(), 1.0) is lexicon
+    assert resident.lexicon_of(Reader(), MAX_AGE_S + 0.1) is not lexicon
+
+    resident.lexicon, resident.num_changed = lexicon, SMALL // 40
+    assert resident.lexicon_of(Reader(), 1.0) is not lexicon
+    assert resident.num_changed == 0
+
+
+async def test_memory_lets_go_of_the_store_that_was_not_searched_for_longest(tmp_path: Path):
+    async with filled(tmp_path, memory_bytes=4_000) as here:
+        memory = here.storage._memory
+        stores = []
+        for _ in range(3):
+            store = await here.new_store(model="m")
+            await here.put(store, "\n\n".join(f"# {n}\n\nword {n}" for n in range(4)), vectors=[[1.0] * 64], max_tokens=100)
+            stores.append(store)
+        for store in stores:
+            await here.search(store, query="word", vectors=[[1.0] * 64])
+
+        assert memory.num_bytes <= memory.limit_bytes
+        assert stores[-1] in memory._residents and repr(memory).startswith("<Memory ")
+
+
+async def test_vectors_that_do_not_fit_into_memory_are_scanned_in_the_file(tmp_path: Path):
+    text = "\n\n".join(f"# Part {number}\n\n" + f"word{number} " * 90 for number in range(8))
+    vectors = [[float(at == number) for at in range(8)] for number in range(8)]
+    results = []
+    for folder, memory_bytes in ((tmp_path / "large", 1 << 24), (tmp_path / "small", 64)):
+        async with filled(folder, memory_bytes=memory_bytes) as here:
+            store = await here.new_store(model="m")
+            await here.put(store, text, vectors=vectors, max_tokens=200)
+            found = await here.search(store, query="x", vectors=[vectors[3]], mode="dense")
+            results.append([(one.text, one.similarity) for one in found.passages])
+
+    assert results[0] == results[1]
+    assert results[0][0][0].startswith("# Part 3") and results[0][0][1] == 1.0
