@@ -25,6 +25,7 @@ from sluice.api import docs, errors, models, ops, retrieval
 from sluice.api.bodies import BodyReader, Buffers
 from sluice.api.calls import CallMaker
 from sluice.api.openai import HotEndpoints
+from sluice.api.steering import Steering
 from sluice.bulk import BulkReader
 from sluice.config import ConfigError, Route, Settings
 from sluice.directory import Directory
@@ -76,6 +77,7 @@ def build(
     for pool in (served.pool for served in routes.values() if served.settings.adapters == "discover"):
         pool.watch(partial(_follow_adapters, directory, pool))
     keys = door(settings.auth)
+    secret = _secret(settings)
     readiness = ops.Readiness(lambda: any(served.pool.is_ready for served in routes.values()))
     buffers = Buffers(settings.server.max_buffered_bytes)
     reader = BodyReader(settings.server.body_limit_bytes, settings.client_timeouts, clock)
@@ -86,7 +88,14 @@ def build(
     hot = HotEndpoints(
         gateway=gateway,
         routes=routes,
-        calls=CallMaker(routes=routes, directory=directory, ids=ResponseIds(_secret(settings)), bulk=bulk, hook=hook),
+        calls=CallMaker(
+            routes=routes,
+            directory=directory,
+            ids=ResponseIds(secret),
+            bulk=bulk,
+            hook=hook,
+            steering=Steering(secret, clock, time.time),
+        ),
         door=keys,
         reader=reader,
         buffers=buffers,

@@ -18,6 +18,7 @@ import asyncio
 import pickle
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Self
 
@@ -25,6 +26,7 @@ from sluice.errors import GatewayError, InternalError, Overloaded
 from sluice.types import Endpoint
 from sluice.wire.cuts import cut_pieces
 from sluice.wire.requests import Prepared, Request, Rules, parse
+from sluice.wire.rules import NO_STEERING
 
 PATIENCE_S = 20.0  # for one step of one body
 IDLE_S = 60.0
@@ -47,6 +49,7 @@ class Said:
     stream: bool
     previous_response_id: str | None
     store: bool | None
+    timeout_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class Prepare:
     response_id: str | None
     prefix_seed: bytes | None
     retrieves: bool
+    steering: dict[str, str | int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,7 @@ class BulkRequest:
         self.stream = said.stream
         self.previous_response_id = said.previous_response_id
         self.store = said.store
+        self.timeout_ms = said.timeout_ms
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -184,9 +189,10 @@ class BulkRequest:
         response_id: str | None = None,
         prefix_seed: bytes | None = None,
         retrieves: bool = False,
+        steering: Mapping[str, str | int] = NO_STEERING,
     ) -> tuple[Prepared, tuple[bytes, ...]]:
         """The request for a worker, and its body in pieces."""
-        edited = await self._reader.ask(Prepare(rules, model, response_id, prefix_seed, retrieves))
+        edited = await self._reader.ask(Prepare(rules, model, response_id, prefix_seed, retrieves, dict(steering)))
         assert isinstance(edited, Edited)
         pieces = self._pieces if edited.rewritten is None else (edited.rewritten,)
         return edited.prepared, cut_pieces(pieces, edited.prepared.cuts)
@@ -204,7 +210,9 @@ def main() -> None:
                 request = None  # whoever asked before went away without preparing
                 data = source.read(message.num_bytes)
                 request = parse(message.endpoint, data, message.content_type)
-                answer: object = Said(request.model, request.stream, request.previous_response_id, request.store)
+                answer: object = Said(
+                    request.model, request.stream, request.previous_response_id, request.store, request.timeout_ms
+                )
             else:
                 assert isinstance(message, Prepare) and request is not None
                 answer = _edited(request, data, message)
@@ -222,6 +230,7 @@ def _edited(request: Request, data: bytes, wanted: Prepare) -> Edited:
         response_id=wanted.response_id,
         prefix_seed=wanted.prefix_seed,
         retrieves=wanted.retrieves,
+        steering=wanted.steering,
     )
     rewritten = None if prepared.data is data else prepared.data
     return Edited(replace(prepared, data=b""), rewritten)

@@ -80,7 +80,7 @@ class Exchange:
         patience_s = timeouts.first_event_s if call.stream else timeouts.total_s
         due = self._loop.time() + patience_s
         if due > call.deadline:
-            due, patience_s = call.deadline, timeouts.total_s
+            due, patience_s = call.deadline, call.allowed_s
         timer = self._loop.call_at(due, self._out_of_patience, patience_s)
         try:
             answer = await self._sending.head()
@@ -230,7 +230,7 @@ class Exchange:
         assert events is not None
         heard_at = now if self._is_paused else self._last_read
         if now >= self.call.deadline:
-            events.fail(WorkerTimeout(f"This stream took longer than {timeouts.total_s:g} s."))
+            events.fail(WorkerTimeout(f"This stream took longer than {self.call.allowed_s:g} s."))
         elif now - heard_at >= timeouts.silence_s:
             events.fail(WorkerTimeout(f"The worker fell silent for {timeouts.silence_s:g} s in the middle of its answer."))
         if events.ended:

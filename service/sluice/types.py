@@ -141,6 +141,11 @@ class Call(NamedTuple):
     started_at: float = 0.0
     deadline: float = float("inf")
 
+    @property
+    def allowed_s(self) -> float:
+        """How long it may take in all, as it is told to people."""
+        return round(self.deadline - self.started_at, 3)
+
 
 Ground = Callable[[Call], Awaitable[tuple[Call, Grounding]]]
 

@@ -10,9 +10,10 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from sluice.api import grounding
+from sluice.api.steering import TIMEOUT_HEADER, Steering, timeout_ms
 from sluice.bulk import BulkReader, BulkRequest
 from sluice.directory import Directory, Target
-from sluice.errors import MethodNotAllowed, NotFound
+from sluice.errors import ContextTooLong, MethodNotAllowed, NotFound
 from sluice.gateway import Served
 from sluice.middleware import Visit
 from sluice.pool import Pool
@@ -50,8 +51,8 @@ class Aim:
     target: Target
     pinned_worker: str | None
     response_id: str | None
-    prefix_seed: bytes | None  # where the route's policy reads prefixes
-    retrieves: bool  # also where the client asks for no sources
+    deadline: float
+    how: dict[str, Any]  # it is made ready for a worker: what `prepare` is given
 
 
 class CallMaker:
@@ -64,39 +65,29 @@ class CallMaker:
         directory: Directory,
         ids: ResponseIds,
         bulk: BulkReader,
+        steering: Steering,
         hook: Hook | None = None,
     ) -> None:
         self._routes = routes
         self._directory = directory
         self._ids = ids
         self._bulk = bulk
+        self._steering = steering
         self._hook = hook
 
     async def call(self, visit: Visit, tenant: Tenant, endpoint: Endpoint, body: Body, content_type: str) -> Call:
         """Raises what is wrong with the request: `BadRequest`, `ModelNotFound`, `NotFound`."""
         if isinstance(body, bytes):
             request = parse(endpoint, body, content_type)
-            aim = self._aim(endpoint, request, tenant)
-            prepared = request.prepare(
-                aim.target.rules,
-                model=aim.target.served_model,
-                response_id=aim.response_id,
-                prefix_seed=aim.prefix_seed,
-                retrieves=aim.retrieves,
-            )
+            aim = self._aim(visit, endpoint, request, tenant)
+            prepared = request.prepare(aim.target.rules, **aim.how)
             return self._made(visit, tenant, endpoint, request.model, aim, prepared, prepared.body)
         async with self._bulk.read(endpoint, body, content_type) as large:
-            aim = self._aim(endpoint, large, tenant)
-            prepared, pieces = await large.prepare(
-                aim.target.rules,
-                model=aim.target.served_model,
-                response_id=aim.response_id,
-                prefix_seed=aim.prefix_seed,
-                retrieves=aim.retrieves,
-            )
+            aim = self._aim(visit, endpoint, large, tenant)
+            prepared, pieces = await large.prepare(aim.target.rules, **aim.how)
             return self._made(visit, tenant, endpoint, large.model, aim, prepared, pieces)
 
-    def _aim(self, endpoint: Endpoint, request: Request | BulkRequest, tenant: Tenant) -> Aim:
+    def _aim(self, visit: Visit, endpoint: Endpoint, request: Request | BulkRequest, tenant: Tenant) -> Aim:
         target = self._directory.find(request.model, tenant)
         _check_open(endpoint, target)
         pinned, response_id = None, None
@@ -106,9 +97,17 @@ class CallMaker:
                 pinned = self._worker_of(mark, {target.route})[1]
             if request.store is not False:
                 response_id = self._ids.placeholder
-        reads_prefix = self._routes[target.route].pool.reads_prefix
-        seed = seed_of(target.served_model) if reads_prefix else None
-        return Aim(target, pinned, response_id, seed, grounding.retrieves(self._hook, target.route, tenant))
+        settings, steering = target.settings, self._steering
+        deadline = _deadline(visit, target, request.timeout_ms)
+        salt = steering.salt(target.route, settings, tenant)
+        how = {
+            "model": target.served_model,
+            "response_id": response_id,
+            "prefix_seed": seed_of(target.served_model, salt) if self._routes[target.route].pool.reads_prefix else None,
+            "retrieves": grounding.retrieves(self._hook, target.route, tenant),  # also where the client asks for no sources
+            "steering": steering.members(endpoint, settings, tenant, salt, deadline),
+        }
+        return Aim(target, pinned, response_id, deadline, how)
 
     def _made(
         self, visit: Visit, tenant: Tenant, endpoint: Endpoint, model: str, aim: Aim, prepared: Prepared, body: Body
@@ -116,6 +115,8 @@ class CallMaker:
         target = aim.target
         estimate = self._routes[target.route].estimate
         prompt_tokens = estimate.prompt_tokens(prepared.size)
+        if (most := target.settings.bounds.max_prompt_tokens) is not None and prompt_tokens > most:
+            raise ContextTooLong(f"This prompt has about {prompt_tokens} tokens; at most {most} are allowed for this model.")
         num_choices = prepared.num_prompts * prepared.num_choices if endpoint in GENERATING else 0
         context = _context(self._routes[target.route].pool, target.served_model)
         call = self._base(
@@ -130,6 +131,7 @@ class CallMaker:
             stamp=self._stamp(body, tenant) if aim.response_id else None,
             stream=prepared.stream,
             wants_usage=prepared.wants_usage,
+            deadline=aim.deadline,
             prefix=prepared.prefix,
             adapter=target.adapter,
             size=prepared.size,
@@ -143,7 +145,7 @@ class CallMaker:
             return call
         stamp = partial(self._stamp, tenant=tenant) if aim.response_id else None
         return grounding.bound(
-            self._hook, call, prepared.ask, visit.headers, grounding.Binding(estimate, aim.prefix_seed, stamp)
+            self._hook, call, prepared.ask, visit.headers, grounding.Binding(estimate, aim.how["prefix_seed"], stamp)
         )
 
     def stored(self, visit: Visit, tenant: Tenant, stored: Stored) -> Call:
@@ -161,7 +163,15 @@ class CallMaker:
         path = f"{Endpoint.RESPONSES.value}/{response_id}{action}{query if not action else ''}"
         is_stream = stream and not action
         return self._base(
-            visit, tenant, target, Endpoint.RESPONSES, path=path, method=method, pinned_worker=url, stream=is_stream
+            visit,
+            tenant,
+            target,
+            Endpoint.RESPONSES,
+            path=path,
+            method=method,
+            pinned_worker=url,
+            stream=is_stream,
+            deadline=_deadline(visit, target, None),
         )
 
     def _base(self, visit: Visit, tenant: Tenant, target: Target, endpoint: Endpoint, path: str = "", **asked: Any) -> Call:
@@ -174,7 +184,6 @@ class CallMaker:
             headers=visit.trace.headers if visit.trace is not None else _trace_context(visit.headers),
             session=_session(visit.headers, target.settings.session_header),
             started_at=visit.started_at,
-            deadline=visit.started_at + target.settings.timeouts.total_s,
             path=path or endpoint,
             **asked,
         )
@@ -219,6 +228,13 @@ def _user(headers: Mapping[bytes, bytes], in_body: str) -> str:
     if len(name) <= MAX_USER_CHARACTERS and name.isprintable():
         return name
     return f"sha256:{sha256(name.encode(errors='replace')).hexdigest()}"
+
+
+def _deadline(visit: Visit, target: Target, in_body_ms: int | None) -> float:
+    """When the call must be done: by the route, or before that by the client."""
+    given_ms = timeout_ms(visit.headers.get(TIMEOUT_HEADER), in_body_ms)
+    total_s = target.settings.timeouts.total_s
+    return visit.started_at + (total_s if given_ms is None else min(total_s, given_ms / 1000))
 
 
 def _context(pool: Pool, model: str) -> int | None:

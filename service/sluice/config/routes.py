@@ -42,6 +42,8 @@ class Bounds(Section):
 
     max_n: Positive = 16
     max_logprobs: Count = 20
+    max_tokens: Positive | None = None  # of each answer; what names no bound of its own gets this one
+    max_prompt_tokens: Positive | None = None  # as estimated
     max_prompts: Positive = 2048  # inputs of one embeddings, rerank, score or completions call
     min_tokens: bool = True
     ignore_eos: bool = False
@@ -72,6 +74,8 @@ class Route(Section):
     resume: Resume = Resume()
     bounds: Bounds = Bounds()
     queue: Queue = Queue()
+    cache_salt: Literal["none", "tenant", "route"] = "none"  # who shares the workers' prefix caches
+    cache_shared_by: tuple[str, ...] = ()  # tenants that share theirs, where others have one each
     open: frozenset[OpenEndpoint] = frozenset()
     media_hosts: tuple[str, ...] = ()  # hosts that image and audio URLs may name; data: URLs always may
     input_modalities: tuple[Literal["text", "image", "audio", "video"], ...] = ()  # shown by GET /v1/models, where known

@@ -76,6 +76,17 @@ class Settings(Section):
                 raise Mistake(f"the environment variable {variable} is not set", *key)
         return self
 
+    @model_validator(mode="after")
+    def _salts_have_a_secret(self) -> Self:
+        for name, route in self.routes.items():
+            if route.cache_salt != "none" and self.server.secret_env is None:
+                raise Mistake(
+                    "salts are made with server.secret_env, which is not set: with a secret of its own, each replica and "
+                    "each start would find the workers' caches empty",
+                    *("routes", name, "cache_salt"),
+                )
+        return self
+
     def resolved(self, folder: Path) -> Settings:
         """The same settings with relative paths made absolute from `folder`."""
         auth = self.auth.model_copy(update={"keys_file": folder / self.auth.keys_file})

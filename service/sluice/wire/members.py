@@ -29,6 +29,8 @@ DROPPED = frozenset(
     }
 )
 
+OURS = frozenset({"request_timeout_ms"})  # said to the gateway, and not for the worker
+
 REFUSED = {
     "chat_template": "workers use the model's own template",
     "prompt_embeds": "workers do not deserialise the tensors of clients",
@@ -55,7 +57,7 @@ BOUNDED = frozenset(
     }
 )
 
-SPECIAL = DROPPED | frozenset(REFUSED) | BOUNDED | {"chat_template_kwargs"}
+SPECIAL = DROPPED | OURS | frozenset(REFUSED) | BOUNDED | {"chat_template_kwargs"}
 
 OUTPUT_TOKENS = {
     Endpoint.CHAT: ("max_completion_tokens", "max_tokens"),  # the first wins
@@ -107,6 +109,25 @@ def max_output_tokens(endpoint: Endpoint, members: Members) -> int | None:
         value = integer(members, name, 0, MAX_TOKENS)
         chosen = value if chosen is None else chosen
     return COMPLETION_TOKENS if chosen is None and endpoint is Endpoint.COMPLETIONS else chosen
+
+
+def bound_output(endpoint: Endpoint, members: Members, most: int | None) -> tuple[int | None, dict[str, bytes | None]]:
+    """How many tokens each answer may have, and what must change in the request for that; raises `BadRequest`.
+
+    Who names no bound gets the route's: else an answer would be bounded by the model's context alone.
+    """
+    wanted = max_output_tokens(endpoint, members)
+    names = OUTPUT_TOKENS.get(endpoint, ())
+    if most is None or not names:
+        return wanted, {}
+    said = next((name for name in names if members.get(name) is not None), None)
+    if said is not None:
+        if wanted is not None and wanted > most:
+            raise BadRequest(f"`{said}` must be at most {most} for this model.", param=said)
+        return wanted, {}
+    if wanted is not None and wanted <= most:
+        return wanted, {}
+    return most, {names[0]: b"%d" % most}
 
 
 def end_user(members: Members) -> str:

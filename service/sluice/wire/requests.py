@@ -6,6 +6,7 @@ that go up: the client's own where nothing has to change, else the client's with
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,17 +19,19 @@ from sluice.wire.cuts import Cut
 from sluice.wire.json_body import JsonBody
 from sluice.wire.members import (
     DROPPED,
+    OURS,
     OUTPUT_TOKENS,
     SPECIAL,
+    bound_output,
     end_user,
     flag,
-    max_output_tokens,
+    integer,
     num_choices,
     refuse_forbidden,
     text,
 )
 from sluice.wire.prompt_size import size_of
-from sluice.wire.rules import Prepared, Rules
+from sluice.wire.rules import NO_STEERING, Prepared, Rules
 from sluice.wire.shapes import READ, SHAPES, Asked
 from sluice.wire.sources import ASKING, Ask, place, take
 from sluice.wire.uploads import UploadRequest
@@ -38,6 +41,7 @@ __all__ = ["JsonRequest", "Prepared", "Request", "Rules", "UploadRequest", "pars
 STREAMING = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES})
 USAGE_ON_REQUEST = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})  # the others always end with their usage
 WITH_USAGE = b'{"include_usage":true}'
+MAX_TIMEOUT_MS = 86_400_000
 STORING = ("store", "background", "previous_response_id")
 
 # A member that we read, drop, refuse or bound may occur once: what we saw must be what the worker takes.
@@ -66,6 +70,10 @@ class Request(Protocol):
     def store(self) -> bool | None:
         """Whether the response shall be stored; None where the client does not say, which means yes to vLLM."""
 
+    @property
+    def timeout_ms(self) -> int | None:
+        """How long the client gives the request, if the body says so; raises `BadRequest`."""
+
     def prepare(
         self,
         rules: Rules,
@@ -74,11 +82,13 @@ class Request(Protocol):
         response_id: str | None = None,
         prefix_seed: bytes | None = None,
         retrieves: bool = False,
+        steering: Mapping[str, str | int] = NO_STEERING,
     ) -> Prepared:
         """The request for a worker that calls the model `model`; raises `BadRequest` where `rules` do not allow it.
 
         A `response_id` becomes the id of the response, which the worker would otherwise choose. With a `prefix_seed` the
         prompt's prefix is hashed. `retrieves` makes a place for sources even where the client asks for none.
+        What `steering` holds goes into the request, instead of what the client says there.
         """
 
 
@@ -115,6 +125,10 @@ class JsonRequest:
             return False
         return flag(self.body.members, "store") if self.body.members.get("store") is not None else None
 
+    @property
+    def timeout_ms(self) -> int | None:
+        return integer(self.body.members, "request_timeout_ms", 1, MAX_TIMEOUT_MS)
+
     def prepare(
         self,
         rules: Rules,
@@ -123,6 +137,7 @@ class JsonRequest:
         response_id: str | None = None,
         prefix_seed: bytes | None = None,
         retrieves: bool = False,
+        steering: Mapping[str, str | int] = NO_STEERING,
     ) -> Prepared:
         members = self.body.members
         choices = 1
@@ -132,7 +147,7 @@ class JsonRequest:
         if not SPECIAL.isdisjoint(members):
             refuse_forbidden(members)
             choices = num_choices(self.endpoint, members, rules.bounds)
-            changes |= dict.fromkeys(DROPPED & members.keys())
+            changes |= dict.fromkeys((DROPPED | OURS) & members.keys())
         self._check_prompts(rules.bounds.max_prompts, choices)
         if self.endpoint is Endpoint.RESPONSES:
             self._check_store(rules)
@@ -140,6 +155,10 @@ class JsonRequest:
             changes["model"] = orjson.dumps(model)
         if response_id is not None:
             changes["request_id"] = orjson.dumps(response_id)
+        for name, value in steering.items():
+            changes[name] = orjson.dumps(value)
+        max_tokens, bounded = bound_output(self.endpoint, members, rules.bounds.max_tokens)
+        changes |= bounded
         wants_usage = self._ask_for_usage(changes)
         ask, slot = None, None
         if retrieves or not ASKING.isdisjoint(members):
@@ -155,7 +174,7 @@ class JsonRequest:
             wants_usage=wants_usage,
             num_prompts=self.asked.num_prompts,
             num_choices=choices,
-            max_tokens=max_output_tokens(self.endpoint, members),
+            max_tokens=max_tokens,
             prefix=Prefix() if prefix_seed is None else prefix_of(self.endpoint, members, prefix_seed),
             size=size_of(self.endpoint, members),
             user=end_user(members),

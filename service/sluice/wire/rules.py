@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Self
 
 from sluice.config import Bounds, ConfigError, Route
@@ -10,6 +12,8 @@ from sluice.types import Prefix, PromptSize
 from sluice.wire.cuts import Cut, cut
 from sluice.wire.media import MediaHosts
 from sluice.wire.sources import Ask
+
+NO_STEERING: Mapping[str, str | int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

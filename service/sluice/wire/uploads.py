@@ -5,13 +5,14 @@ Source: vLLM 0.32 `speech_to_text/transcription/protocol.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sluice.errors import BadRequest
 from sluice.types import Endpoint, PromptSize
 from sluice.wire.members import DROPPED, MAX_TOKENS, REFUSED, SPECIAL, num_choices, refuse_forbidden
 from sluice.wire.multipart import Multipart, parse_multipart
-from sluice.wire.rules import Prepared, Rules
+from sluice.wire.rules import NO_STEERING, Prepared, Rules
 
 # What a form's text means where the worker expects a boolean; its framework takes more than `true` and `false`.
 TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
@@ -34,6 +35,7 @@ class UploadRequest:
 
     previous_response_id = None
     store = False
+    timeout_ms = None
 
     @classmethod
     def parse(cls, endpoint: Endpoint, data: bytes, content_type: str) -> UploadRequest:
@@ -57,6 +59,7 @@ class UploadRequest:
         response_id: str | None = None,
         prefix_seed: bytes | None = None,
         retrieves: bool = False,
+        steering: Mapping[str, str | int] = NO_STEERING,
     ) -> Prepared:
         refuse_forbidden(self.members)
         choices = num_choices(self.endpoint, self.members, rules.bounds)

@@ -8,6 +8,7 @@ import pytest
 from sluice.admission.route import Admission
 from sluice.api.bodies import LARGE_BYTES
 from sluice.api.calls import CallMaker
+from sluice.api.steering import Steering
 from sluice.bulk import BulkReader
 from sluice.config import Route
 from sluice.directory import Directory
@@ -33,7 +34,13 @@ async def maker() -> AsyncIterator[CallMaker]:
     pool = Pool("smollm2", [worker], RoundRobin())
     served = {"smollm2": Served(ROUTE, pool, Admission(pool, ROUTE.queue))}
     async with BulkReader() as bulk:
-        yield CallMaker(routes=served, directory=Directory({"smollm2": ROUTE}), ids=ResponseIds(b"secret"), bulk=bulk)
+        yield CallMaker(
+            routes=served,
+            directory=Directory({"smollm2": ROUTE}),
+            ids=ResponseIds(b"secret"),
+            steering=Steering(b"secret"),
+            bulk=bulk,
+        )
 
 
 async def made(

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sluice.api.bodies import BodyReader, Buffers
 from sluice.api.calls import CallMaker
 from sluice.api.openai import HotEndpoints
+from sluice.api.steering import Steering
 from sluice.bulk import BulkReader
 from sluice.config import ClientTimeouts
 from sluice.directory import Directory
@@ -425,7 +426,13 @@ async def test_a_bug_is_a_500_that_says_nothing_of_it_and_is_logged_under_the_re
     hot = HotEndpoints(
         gateway=RealGateway({}, time.monotonic),
         routes={},
-        calls=CallMaker(routes={}, directory=Directory({}), ids=ResponseIds(b"secret"), bulk=BulkReader()),
+        calls=CallMaker(
+            routes={},
+            directory=Directory({}),
+            ids=ResponseIds(b"secret"),
+            steering=Steering(b"secret"),
+            bulk=BulkReader(),
+        ),
         door=BrokenDoor(),
         reader=BodyReader(1000, ClientTimeouts(), time.monotonic),
         buffers=buffers,
