@@ -1,10 +1,11 @@
 """How many calls a replica may have at one worker, so that its engine is full and its queue is short.
 
-Additive increase, multiplicative decrease on what the engine says of itself. Where more wait in it for room than are
-wanted, the window shrinks by just the share that is too much: all replicas by the same factor, so that after a while
-they have equal shares (Chiu and Jain, 1989), but none to less than half of its part of what the engine has room for.
-Where nothing waits in the engine, its cache is not nearly full, and calls waited here, the window grows: by our part of
-one call, or, as long as the engine has not been full for a while, twofold.
+Additive increase, multiplicative decrease on what the engine says of itself, a round of a second or more at a time. What
+counts is the queue that stood there through the whole round, its shortest length (as in CoDel, Nichols and Jacobson 2012):
+a call that waits for the next step is no queue. Where more stood than are wanted, the window shrinks by just the share that
+was too much: all replicas by the same factor, so that after a while they have equal shares (Chiu and Jain, 1989), but none
+to less than half of its part of what the engine has room for. Where none stood, the engine's cache is not nearly full, and
+calls waited here, the window grows: by our part of one call, or, while the engine has not been full for a while, twofold.
 
 An engine that says nothing new leaves the window as it is; one that never said anything has none: we could only guess.
 One that lies may get too much work or too little, but never none: a window is at least 1.
@@ -17,6 +18,8 @@ from math import ceil, inf
 from sluice.config import Queue
 from sluice.worker import EngineLoad, Worker
 
+ROUND_S = 1.0
+MIN_SAMPLES = 2
 FAST_AFTER_S = 10.0
 KV_FACTOR = 0.9
 
@@ -24,7 +27,17 @@ KV_FACTOR = 0.9
 class Window:
     """The window of one worker; `Worker.window` is what it comes to. `share` is our part of all replicas."""
 
-    __slots__ = ("_congested_at", "_had_waiting", "_read_at", "_settings", "_size", "_worker")
+    __slots__ = (
+        "_began_at",
+        "_congested_at",
+        "_had_waiting",
+        "_num_samples",
+        "_read_at",
+        "_settings",
+        "_size",
+        "_stood",
+        "_worker",
+    )
 
     def __init__(self, worker: Worker, settings: Queue, share: float) -> None:
         self._worker = worker
@@ -32,6 +45,10 @@ class Window:
         self._size = settings.start_in_flight * share  # not whole: small steps add up
         self._congested_at = -inf
         self._read_at = -inf
+        # Of the round that goes on
+        self._began_at = -inf
+        self._num_samples = 0
+        self._stood = inf  # the fewest that waited in the engine
         self._had_waiting = False
         if settings.max_in_flight is not None:
             worker.window = max(1, ceil(settings.max_in_flight * share))
@@ -42,25 +59,30 @@ class Window:
         load = self._worker.load
         if load is None or load.read_at <= self._read_at:
             return
-        self._adapt(load, share)
         self._read_at = load.read_at
-        self._had_waiting = False
+        if load.num_waiting_for_capacity and not load.num_running:  # it is not full: it does not work
+            return
+        self._num_samples += 1
+        self._stood = min(self._stood, load.num_waiting_for_capacity)
+        if load.read_at - self._began_at < ROUND_S or (self._num_samples < MIN_SAMPLES and self._began_at > -inf):
+            return
+        self._adapt(load, share)
+        self._began_at, self._num_samples, self._stood, self._had_waiting = load.read_at, 0, inf, False
         most = self._settings.max_in_flight
         self._worker.window = max(1, ceil(self._size if most is None else min(self._size, most * share)))
 
     def _adapt(self, load: EngineLoad, share: float) -> None:
-        waiting, wanted = load.num_waiting_for_capacity, self._settings.engine_waiting
-        in_flight = self._worker.in_flight
-        if load.num_running and waiting > wanted:  # one that runs nothing is not full: it does not work
-            room = load.num_running + wanted
+        wanted, in_flight = self._settings.engine_waiting, self._worker.in_flight
+        if self._stood > wanted:
+            total = load.num_running + load.num_waiting_for_capacity
+            room = max(1, total - (self._stood - wanted))
             # More than the window may be in flight: before there was one, and until what it was too large by has drained.
-            size = max(self._size, in_flight) * room / (load.num_running + waiting)
-            self._size = max(size, room * share / 2)
+            self._size = max(max(self._size, in_flight) * room / total, room * share / 2)
             self._congested_at = load.read_at
         elif load.kv_usage > self._settings.max_kv_usage:
-            self._size = min(self._size, max(1.0, in_flight * KV_FACTOR))
+            self._size = min(self._size, in_flight * KV_FACTOR)
             self._congested_at = load.read_at
-        elif self._had_waiting and not waiting:
+        elif self._had_waiting and self._stood < max(1, wanted):
             is_fast = load.read_at - self._congested_at > FAST_AFTER_S
             self._size += self._size if is_fast else share
         self._size = max(self._size, 1.0)

@@ -15,7 +15,7 @@ class Queue(Section):
     max_waiting: Count = 1000
     max_waiting_tokens: Positive = 10_000_000  # of the prompt, and twice those of the answer
     timeout_s: Seconds = 60
-    engine_waiting: Count = 2  # how many may wait in an engine, over all replicas
+    engine_waiting: Count = 0  # how many may wait in an engine all the time, over all replicas
     start_in_flight: Positive = 256  # calls at one worker over all replicas, before its load was seen to be too high
     max_in_flight: Positive | None = None  # the same, whatever its load is
     max_kv_usage: Annotated[float, Field(ge=0, le=1)] = 0.95
