@@ -19,7 +19,7 @@ MAX_LINES = 400
 LAYERS = {
     **dict.fromkeys(["__init__", "asgi", "types", "errors", "yaml_lines", "config", "prefix"], GROUND),
     **dict.fromkeys(["access_log", "keys_file", "loading", "metrics", "response_ids", "tracing", "upstream", "wire"], 1),
-    "ejection": 1,
+    **dict.fromkeys(["backlog", "ejection"], 1),
     "discovery": 3,
     "membership": 5,
     "fleet": 6,

@@ -106,6 +106,7 @@ class Exchanging:
             events = attempt.exchange.events
             if events is not None and events.done:
                 attempt.worker.succeeded(self._clock())
+                self._served.pool.observe(self._call, attempt.worker, events.usage)
             elif events is not None and events.broken:
                 attempt.worker.failed(self._clock())
         await self._leave()
@@ -155,6 +156,7 @@ class Exchanging:
             self.opened_at = self._clock()
             if not call.stream:
                 worker.succeeded(self.opened_at)
+                served.pool.observe(call, worker, exchange.usage)
             return exchange
 
     async def _take(self, attempt: Attempt, tried: list[Worker], *, ahead: bool = False) -> Worker:

@@ -9,7 +9,7 @@ from math import inf
 
 from sluice.errors import WorkerUnavailable
 from sluice.policies.base import RoutingPolicy
-from sluice.types import Call
+from sluice.types import Call, Usage
 from sluice.worker import Lease, ModelInfo, Worker
 
 logger = logging.getLogger("sluice.pool")
@@ -118,7 +118,12 @@ class Pool:
     def pick(self, candidates: Sequence[Worker], call: Call, now: float) -> Lease:
         """One slot on the one of these candidates that the policy picks."""
         worker = self._policy.pick(candidates, call, now)
-        return worker.lease(self._policy.prefill_tokens(call, worker))
+        tokens = self._policy.prefill_tokens(call, worker)
+        return worker.lease(tokens, self._clock, shows_first_event=call.stream)
+
+    def observe(self, call: Call, worker: Worker, usage: Usage) -> None:
+        """A call has ended well there, and took this."""
+        self._policy.observe(call, worker, usage)
 
     def waits_until(self, candidates: Sequence[Worker], able: Sequence[Worker], call: Call, now: float) -> float | None:
         """Until when the call should rather wait than go to one of those who have room; None where it should not."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from time import monotonic
 from typing import Protocol
 
+from sluice.backlog import Backlog
 from sluice.ejection import Ejection
 from sluice.types import Usage
 from sluice.upstream.connections import Connections
@@ -31,6 +33,7 @@ class EngineLoad:
     num_waiting_for_capacity: int = 0  # of those, the ones that found no room
     kv_usage: float = 0.0  # 0 to 1
     read_at: float = 0.0  # on the event loop's clock
+    num_ours: int = 0  # our own calls in flight there at that time
 
 
 class Worker:
@@ -50,6 +53,7 @@ class Worker:
         self.prefill_tokens = 0
         # How many calls we may have in flight there. Changed by admission alone.
         self.window: float = inf
+        self.backlog = Backlog()  # how long these prompts will take
         # What the last probe saw; None until there was one.
         self.is_healthy: bool | None = None
         self.trouble = ""
@@ -124,9 +128,11 @@ class Worker:
         if self.ejection.succeeded(now):
             self.on_change()
 
-    def lease(self, prefill_tokens: int = 0) -> Lease:
+    def lease(
+        self, prefill_tokens: int = 0, clock: Callable[[], float] = monotonic, *, shows_first_event: bool = False
+    ) -> Lease:
         """Occupy one slot, by `with`, from admission to the last byte; so many tokens of prompt are to be computed."""
-        return Lease(self, prefill_tokens)
+        return Lease(self, prefill_tokens, clock, shows_first_event)
 
     def retire(self) -> None:
         """It has left the pool. The calls that it has go on; after the last of them its connections are closed."""
@@ -149,19 +155,23 @@ class Metered(Protocol):
 class Lease:
     """One occupied slot on a worker: in flight + 1 inside the block, whatever happens there."""
 
-    __slots__ = ("_is_trial", "meter", "prefill_tokens", "queued_s", "worker")
+    __slots__ = ("_clock", "_is_trial", "_mark", "_shows_first_event", "meter", "prefill_tokens", "queued_s", "worker")
 
-    def __init__(self, worker: Worker, prefill_tokens: int = 0) -> None:
+    def __init__(self, worker: Worker, prefill_tokens: int, clock: Callable[[], float], shows_first_event: bool) -> None:
         self.worker = worker
         self.prefill_tokens = prefill_tokens
         self.queued_s = 0.0  # how long it was waited for
         self.meter: Metered | None = None  # once the request is on its way: what it uses
+        self._clock = clock
+        self._shows_first_event = shows_first_event
+        self._mark = 0  # where its prompt stands in the worker's backlog
         self._is_trial = False
 
     def __enter__(self) -> Lease:
         worker = self.worker
         worker.in_flight += 1
         worker.prefill_tokens += self.prefill_tokens
+        self._mark = worker.backlog.send(self.prefill_tokens, self._clock(), shows_first_event=self._shows_first_event)
         if worker.ejection.until is not None:
             self._is_trial = True
             worker.ejection.num_trials += 1
@@ -171,6 +181,9 @@ class Lease:
     def __exit__(self, *exc: object) -> None:
         worker = self.worker
         worker.in_flight -= 1
+        if self._shows_first_event:
+            self._shows_first_event = False
+            worker.backlog.left(self.prefill_tokens, self._mark, self._clock())
         self.prefilled()
         if self._is_trial:
             worker.ejection.num_trials -= 1
@@ -179,6 +192,9 @@ class Lease:
 
     def prefilled(self) -> None:
         """The first event is there: the prompt weighs on the worker no more."""
+        if self._shows_first_event:
+            self._shows_first_event = False
+            self.worker.backlog.began(self._mark, self._clock())
         self.worker.prefill_tokens -= self.prefill_tokens
         self.prefill_tokens = 0
 

@@ -9,6 +9,8 @@ from sluice.loading import load
 POLICIES = {
     "round_robin": "sluice.policies.round_robin:RoundRobin",
     "least_inflight": "sluice.policies.least_inflight:LeastInflight",
+    "prefix_affinity": "sluice.policies.prefix_affinity:PrefixAffinity",
+    "session_affinity": "sluice.policies.session_affinity:SessionAffinity",
 }
 
 

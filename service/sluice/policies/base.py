@@ -8,6 +8,10 @@ from typing import ClassVar, Protocol
 from sluice.types import Call, Usage
 from sluice.worker import Worker
 
+# What a call in flight weighs in prompt tokens: it makes each step a little longer for all others on its worker, and they for
+# it. A fraction of what it really costs on engines that we know, so that prompts decide, and calls without long ones spread.
+DECODING_TOKENS = 256
+
 
 class RoutingPolicy(Protocol):
     """Rule of use: everything is called on the event loop, does no I/O and never awaits. Subclass it: all but `pick` has
@@ -30,6 +34,10 @@ class RoutingPolicy(Protocol):
         """How many tokens of the prompt the worker will have to compute. Asked once, right after `pick`."""
         return call.prompt_tokens
 
+    def reason(self, call: Call, worker: Worker) -> str:
+        """Why `pick` chose this worker, in a few words of ASCII. Asked right after `pick`, where somebody wants to know."""
+        return ""
+
     def observe(self, call: Call, worker: Worker, usage: Usage) -> None:
         """What the engine said the call took, once it has ended well; `cached_tokens` corrects what was predicted."""
         return
@@ -37,3 +45,15 @@ class RoutingPolicy(Protocol):
     def forget(self, worker: Worker) -> None:
         """The worker has left the pool, or has lost its cache."""
         return
+
+
+def with_adapter(candidates: Sequence[Worker], call: Call) -> Sequence[Worker]:
+    """The candidates that have the call's LoRA adapter loaded, where some have: the others would have to load it first."""
+    if call.adapter is None:
+        return candidates
+    return [worker for worker in candidates if call.adapter in worker.adapters] or candidates
+
+
+def prompt_tokens_of(call: Call) -> float:
+    """The length of a call's prompt, as far as it is known."""
+    return call.prompt_tokens or call.prefix.num_bytes / 4

@@ -16,3 +16,6 @@ class RoundRobin(RoutingPolicy):
     def pick(self, candidates: Sequence[Worker], call: Call, now: float) -> Worker:
         self._turn += 1
         return candidates[self._turn % len(candidates)]
+
+    def reason(self, call: Call, worker: Worker) -> str:
+        return "round_robin"

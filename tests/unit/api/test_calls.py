@@ -4,9 +4,9 @@ import orjson
 
 from sluice.policies.base import RoutingPolicy
 from sluice.prefix import prefix_of, seed_of
-from sluice.types import Call, Endpoint, Prefix
+from sluice.types import Call, Endpoint, Prefix, Usage
 from tests.support.scripted_worker import ScriptedWorker
-from tests.unit.in_process import ASK, CHAT, serving, settings
+from tests.unit.in_process import ASK, CHAT, STREAM, serving, settings
 
 LONG = {"messages": [{"role": "user", "content": "word " * 1000}]}
 LARGE = {"messages": [{"role": "user", "content": "word " * 100_000}]}
@@ -19,10 +19,14 @@ class Watching(RoutingPolicy):
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.observed: list[tuple[Call, Usage]] = []
 
     def pick(self, candidates, call, now):
         self.calls.append(call)
         return candidates[0]
+
+    def observe(self, call, worker, usage):
+        self.observed.append((call, usage))
 
 
 async def seen(tmp_path, *bodies: dict, headers=(), **route) -> list[Call]:
@@ -56,3 +60,26 @@ async def test_without_a_policy_that_reads_it_nothing_is_hashed(tmp_path, monkey
     monkeypatch.setattr(Watching, "reads_prefix", False)
     [call] = await seen(tmp_path, LONG, session_header=None)
     assert (call.prefix, call.session) == (Prefix(), "")
+
+
+async def test_the_policy_is_told_what_calls_took_streamed_or_whole(tmp_path):
+    async with (
+        ScriptedWorker() as worker,
+        serving(settings(tmp_path, worker, route={"policy": f"{__name__}:Watching"})) as gateway,
+    ):
+        for body in (ASK, STREAM):
+            await gateway.request("POST", CHAT, json=body)
+        await gateway.holds_nothing()
+        [whole, streamed] = gateway.pools[0]._policy.observed
+        assert not whole[0].stream and streamed[0].stream
+        assert whole[1].exact and streamed[1].exact and streamed[1].prompt_tokens > 0
+
+
+async def test_the_first_event_of_a_stream_shows_how_fast_the_worker_is(tmp_path):
+    async with ScriptedWorker() as worker, serving(settings(tmp_path, worker)) as gateway:
+        [one] = gateway.pools[0].workers
+        before = one.backlog.s_per_token
+        await gateway.request("POST", CHAT, json=ASK)
+        assert one.backlog.s_per_token == before
+        await gateway.request("POST", CHAT, json=STREAM)
+        assert one.backlog.s_per_token != before

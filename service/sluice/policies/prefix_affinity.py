@@ -1,0 +1,179 @@
+"""The worker where the call costs all calls together the least time: it has the prompt's beginning, or is free sooner.
+
+For each candidate it is known, as far as a gateway can know, how long the prompts there will take (`Backlog`) and how much of
+this prompt its cache holds (`Mirrors`). Their sum is the time to the first token, and the least of it is the greedy choice.
+But what has to be computed also delays the calls that come to the same worker before it is free again, and takes room in its
+cache: so computing is charged once more for each of those. That is the load gate: sticky until the wait there exceeds what is
+saved, and the more so the busier all are.
+
+Between equals, such as idle workers that know nothing of a prompt, its home decides (rendezvous hashing, Thaler and
+Ravishankar 1998, of the first block that nobody holds): replicas of the gateway agree on it without talking.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Sequence
+from typing import NamedTuple
+from zlib import crc32
+
+from sluice.policies.base import DECODING_TOKENS, RoutingPolicy, prompt_tokens_of, with_adapter
+from sluice.policies.least_inflight import LeastInflight
+from sluice.policies.mirrors import Mirrors
+from sluice.prefix import COARSE_BYTES, MAX_BLOCKS, covered_bytes
+from sluice.types import Call, Usage
+from sluice.worker import Worker
+
+MAX_PREDICTIONS = 4096  # calls in flight whose end teaches something
+MOST_BUSY = 0.95  # no busy period is taken to be longer than at this utilisation
+LATEST = 0.01  # the weight of one call in running means
+MAX_HOLDERS = 16  # that are looked at for one call
+NUM_SLOTS = 4096  # of blocks, for their homes
+NUM_HOMES = 3  # of a slot: where the first one cannot be had, replicas agree on the second
+MIXER, MASK = 0x9E3779B1, 0xFFFFFFFF
+ENDS = [covered_bytes(k + 1) for k in range(MAX_BLOCKS)]
+
+
+class Prediction(NamedTuple):
+    """What was believed when a call was sent."""
+
+    worker: Worker
+    num_blocks: int  # that are cached there
+    ages_kb: Sequence[float]  # of all its blocks
+
+
+class PrefixAffinity(RoutingPolicy):
+    reads_prefix = True
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._freest = LeastInflight(seed)
+        self._mirrors = Mirrors()
+        self._homes: dict[int, Sequence[Worker]] = {}  # by slot, as far as they were asked for
+        self._predictions: dict[str, Prediction] = {}  # by call, oldest first
+        # Running means over the latest calls: seconds between them, and to compute one.
+        self._gap_s = 1.0
+        self._service_s = 0.0
+        self._last_at: float | None = None
+        # Of the last pick, for `prefill_tokens`: who holds how much of the prompt.
+        self._holders: Sequence[tuple[int, int]] = ()
+
+    def pick(self, candidates: Sequence[Worker], call: Call, now: float) -> Worker:
+        candidates = with_adapter(candidates, call)
+        freest = self._freest.pick(candidates, call, now)
+        delay = self._calls_delayed_per_s(len(candidates), now)
+        if len(self._mirrors.of) < len(candidates):
+            self._meet(candidates)
+        hashes = call.prefix.hashes
+        holders = self._holders = self._mirrors.holders(hashes) if hashes else ()
+        if not hashes:
+            return freest
+        # The home comes first: it is left only for someone who is better.
+        best, least = freest, float("inf")
+        for worker in self._contenders(candidates, freest, hashes, holders):
+            s_per_token = worker.backlog.s_per_token
+            wait_s = self._freest.wait_s(worker, now)
+            own_s = self._tokens_left(call, worker, holders) * s_per_token
+            busy_s = wait_s + own_s
+            cost = busy_s + own_s * delay * busy_s + worker.in_flight * DECODING_TOKENS * s_per_token
+            if cost < least:
+                best, least = worker, cost
+        return best
+
+    def prefill_tokens(self, call: Call, worker: Worker) -> int:
+        """Also notes that the call goes there, and what is believed of it."""
+        mirrors, hashes = self._mirrors, call.prefix.hashes
+        tokens = round(self._tokens_left(call, worker, self._holders))
+        self._service_s += LATEST * (tokens * worker.backlog.s_per_token - self._service_s)
+        if hashes:
+            if worker not in mirrors.of:
+                self._meet([worker])
+            mirror = mirrors.of[worker]
+            num_blocks = mirror.num_held(self._holders)
+            predictions = self._predictions
+            predictions[call.id] = Prediction(worker, num_blocks, mirrors.use(mirror, hashes))
+            if len(predictions) > MAX_PREDICTIONS:
+                del predictions[next(iter(predictions))]
+        return tokens
+
+    def reason(self, call: Call, worker: Worker) -> str:
+        prediction = self._predictions.get(call.id)
+        num_blocks = prediction.num_blocks if prediction is not None else 0
+        return f"prefix_affinity; cached={covered_bytes(num_blocks)} of={call.prefix.num_bytes}"
+
+    def observe(self, call: Call, worker: Worker, usage: Usage) -> None:
+        """The cache of the engine, which knows only blocks of its own size, may end a little before the prediction."""
+        prediction = self._predictions.pop(call.id, None)
+        mirror = self._mirrors.of.get(worker)
+        if prediction is None or prediction.worker is not worker or mirror is None:
+            return
+        self._mirrors.use(mirror, call.prefix.hashes)
+        mirror.is_told = mirror.is_told or usage.cached_tokens > 0
+        if mirror.is_told and usage.exact and usage.prompt_tokens:
+            found_bytes = usage.cached_tokens * call.prefix.num_bytes / usage.prompt_tokens
+            num_found = min(bisect(ENDS, found_bytes + 1), len(prediction.ages_kb))
+            if num_found < prediction.num_blocks and found_bytes + COARSE_BYTES >= covered_bytes(prediction.num_blocks):
+                num_found = prediction.num_blocks
+            mirror.learn(prediction.ages_kb, prediction.num_blocks, num_found)
+            self._mirrors.evict(mirror)
+
+    def forget(self, worker: Worker) -> None:
+        self._mirrors.forget(worker)
+        self._homes.clear()
+
+    def _meet(self, candidates: Sequence[Worker]) -> None:
+        """Open a mirror for each worker that is new: it is a home for prompts from now on."""
+        for worker in candidates:
+            if worker not in self._mirrors.of:
+                self._mirrors.open(worker, crc32(worker.url.encode()))
+        self._homes.clear()
+
+    def _tokens_left(self, call: Call, worker: Worker, holders: Sequence[tuple[int, int]]) -> float:
+        """What of the prompt the worker has to compute."""
+        tokens = prompt_tokens_of(call)
+        mirror = self._mirrors.of.get(worker)
+        if mirror is not None and (num_blocks := mirror.num_held(holders)):
+            tokens *= 1.0 - covered_bytes(num_blocks) / call.prefix.num_bytes
+        return tokens
+
+    def _calls_delayed_per_s(self, num_workers: int, now: float) -> float:
+        """How many calls will find a worker busy that is busy for one second more: those that come meanwhile, those that come
+        while these are computed, and so on."""
+        if self._last_at is not None:
+            self._gap_s += LATEST * (now - self._last_at - self._gap_s)
+        self._last_at = now
+        rate = 1.0 / (max(self._gap_s, 1e-6) * num_workers)
+        return rate / (1.0 - min(MOST_BUSY, rate * self._service_s))
+
+    def _contenders(
+        self, candidates: Sequence[Worker], freest: Worker, hashes: Sequence[int], holders: Sequence[tuple[int, int]]
+    ) -> list[Worker]:
+        """Who is worth a look: the prompt's home, whoever is free first, and some of those that hold most of the prompt.
+
+        The home is looked at first, so that it is left only for someone who is better.
+        """
+        seen = 0
+        allowed = set(candidates)
+        found: list[Worker] = []
+        for mask, _ in holders:
+            mask &= ~seen
+            while mask and len(found) < MAX_HOLDERS:
+                bit = mask & -mask
+                mask ^= bit
+                seen |= bit
+                if (worker := self._mirrors.workers[bit]) in allowed:
+                    found.append(worker)
+        found.append(freest)
+        num_known = holders[0][1] if holders else 0
+        homes = self._homes_of(hashes[min(num_known, len(hashes) - 1)])
+        home = next((worker for worker in homes if worker in allowed), None)
+        return found if home is None else [home, *found]
+
+    def _homes_of(self, block: int) -> Sequence[Worker]:
+        """The workers that a block would be sent to if all were equal, the first one first."""
+        slot = block % NUM_SLOTS
+        homes = self._homes.get(slot)
+        if homes is None:
+            scores = [((slot ^ mirror.salt) * MIXER & MASK, mirror.bit) for mirror in self._mirrors.of.values()]
+            homes = [self._mirrors.workers[bit] for _, bit in sorted(scores, reverse=True)[:NUM_HOMES]]
+            self._homes[slot] = homes
+        return homes
