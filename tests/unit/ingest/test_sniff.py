@@ -52,6 +52,7 @@ def test_a_kind_is_told_by_content_and_the_name_only_tells_flavours_of_text(data
         (archive({"word/document.xml": b"", "bomb": b"\0" * 50_000_000}), "invalid_file"),
         (archive({"word/document.xml": b""} | {str(n): b"" for n in range(MAX_ENTRIES)}), "invalid_file"),
     ],
+    ids=["elf", "png", "workbook", "half", "zeros", "bomb", "crowd"],  # archives hold the time
 )
 def test_what_cannot_be_read_and_archives_that_explode_are_refused(data, code):
     with pytest.raises(Unreadable) as caught:
