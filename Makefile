@@ -59,12 +59,12 @@ test-deploy: .venv/.dev ## the chart, the alerts, the dashboards and the image, 
 	@$(PYTHON) deploy/locks/tools.py
 	@$(BIN)/pytest tests/deploy -rs --numprocesses 2 --dist loadfile
 
-test: ## everything: lint, type, unit with coverage, deploy, e2e
+test: ## everything: lint, type, unit with coverage, e2e, deploy
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory type
 	@$(MAKE) --no-print-directory cover
-	@$(MAKE) --no-print-directory test-deploy
 	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory test-deploy
 	@echo "== all passed"
 
 bench: .venv/.dev ## what a request and an event cost, beside the reference

@@ -106,8 +106,7 @@ def gateway(
 
     A second replica takes the keys of the first (`made_keys`), from the same keys file.
     """
-    port, metrics_port = free_port(), free_port()
-    server = {"host": "127.0.0.1", "port": port, "metrics_port": metrics_port} | dict(settings.get("server", {}))
+    server = {"host": "127.0.0.1", "port": free_port(), "metrics_port": free_port()} | dict(settings.get("server", {}))
     config = directory / f"{name}.yaml"
     auth = {"mode": "keys", "keys_file": str(directory / "keys.yaml")} | dict(settings.get("auth", {}))
     config.write_text(yaml.safe_dump(dict(settings) | {"server": server, "auth": auth}, sort_keys=False))
@@ -116,9 +115,9 @@ def gateway(
     )
     log = directory / f"{name}.log"
     with _process([str(SLUICE), "serve", "--config", str(config)], log, environment) as running:
-        url = f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{server['port']}"
         _until(lambda: _answers(f"{url}/readyz"), name, running, log)
-        yield Gateway(url, f"http://127.0.0.1:{metrics_port}/metrics", made, config, log, running)
+        yield Gateway(url, f"http://127.0.0.1:{server['metrics_port']}/metrics", made, config, log, running)
 
 
 @contextmanager

@@ -87,25 +87,31 @@ def arguments_of(values: dict[str, Any]) -> list[str]:
     return list(container(found, "Deployment", "r-llama-worker")["args"])
 
 
-def test_every_typed_flag_is_one_that_vllm_has() -> None:
-    vllm = {
-        **{"runner": "pooling", "tensorParallelSize": 4, "pipelineParallelSize": 2, "maxModelLen": 1048576, "maxNumSeqs": 64},
-        **{
-            "maxNumQueuedReqs": 96,
-            "gpuMemoryUtilization": 0.92,
-            "dtype": "bfloat16",
-            "quantization": "fp8",
-            "kvCacheDtype": "fp8",
-        },
-        **{"enforceEager": True, "trustRemoteCode": True, "enableLora": True, "maxLoras": 4, "maxLoraRank": 64},
-        **{"loraModules": {"sql": "/sql", "code": "/code"}, "toolCallParser": "hermes", "reasoningParser": "qwen3"},
-        **{
-            "schedulingPolicy": "priority",
-            "kvEvents": True,
-            "kvTransferConfig": {"kv_connector": "NixlConnector", "kv_role": "kv_both"},
-        },
-    }
-    arguments = arguments_of({"model": "a/b", "revision": "main", "vllm": vllm, "extraArgs": ["--seed=1"]})
+EVERY_FLAG = {
+    **{"runner": "pooling", "tensorParallelSize": 4, "pipelineParallelSize": 2, "maxModelLen": 1048576, "maxNumSeqs": 64},
+    **{
+        "maxNumQueuedReqs": 96,
+        "gpuMemoryUtilization": 0.92,
+        "dtype": "bfloat16",
+        "quantization": "fp8",
+        "kvCacheDtype": "fp8",
+    },
+    **{"enforceEager": True, "trustRemoteCode": True, "enableLora": True, "maxLoras": 4, "maxLoraRank": 64},
+    **{"loraModules": {"sql": "/sql", "code": "/code"}, "toolCallParser": "hermes", "reasoningParser": "qwen3"},
+    **{
+        "schedulingPolicy": "priority",
+        "kvEvents": True,
+        "kvTransferConfig": {"kv_connector": "NixlConnector", "kv_role": "kv_both"},
+    },
+}
+
+
+def every_argument() -> list[str]:
+    return arguments_of({"model": "a/b", "revision": "main", "vllm": EVERY_FLAG, "extraArgs": ["--seed=1"]})
+
+
+def test_every_typed_value_becomes_a_flag() -> None:
+    arguments = every_argument()
     assert arguments[0] == "a/b"
     assert set(arguments[1:]) == {
         *("--host=0.0.0.0", "--port=8000", "--served-model-name=llama", "--shutdown-timeout=300", "--disable-fastapi-docs"),
@@ -119,6 +125,23 @@ def test_every_typed_flag_is_one_that_vllm_has() -> None:
         '--kv-events-config={"enable_kv_cache_events":true,"endpoint":"tcp://*:5557","publisher":"zmq","topic":"kv"}',
         '--kv-transfer-config={"kv_connector":"NixlConnector","kv_role":"kv_both"}',
     }
+
+
+def test_vllm_itself_takes_every_argument_that_the_chart_can_give_it() -> None:
+    """With the parser of the vLLM that `make engine` installs; nothing is loaded."""
+    python = ROOT / ".venv-engine/bin/python"
+    if not python.exists():
+        pytest.skip("THERE IS NO vLLM HERE: `make engine` installs it")
+    script = (
+        "import sys\n"
+        "from vllm.entrypoints.launchers.cli_args import make_arg_parser\n"
+        "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
+        "found = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])\n"
+        "print(found.model_tag, found.tensor_parallel_size, found.shutdown_timeout)\n"
+    )
+    done = run(python, "-c", script, *every_argument(), "--otlp-traces-endpoint=http://c:4318/v1/traces")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "a/b 4 300"
 
 
 def test_the_simulated_worker_takes_the_arguments_that_the_chart_gives_it() -> None:
