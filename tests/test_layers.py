@@ -40,6 +40,7 @@ ONLY_IN = {
     "prometheus_client": {"metrics", "api.ops"},
     "httpx": {"http_json"},
     "redis": {"limits.redis"},
+    "psycopg": {"retrieval.adapters.pgvector"},
     "opentelemetry": {"tracing.otlp"},
 }
 MAY_IMPORT_APP = {"cli", "up", "__main__"}

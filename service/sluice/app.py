@@ -59,6 +59,7 @@ class App:
     bulk: BulkReader
     replicas: ReplicaCount
     http: HttpJson
+    resources: AsyncExitStack  # what else is open, and is closed with the background
 
 
 def build(
@@ -83,8 +84,17 @@ def build(
     reader = BodyReader(settings.server.body_limit_bytes, settings.client_timeouts, clock)
     bulk = BulkReader()
     metrics.watch_workers(lambda: _rows(routes))
-    gateway, http = Gateway(routes, clock), HttpJson()
-    hook = hook_of(settings, gateway=gateway, routes=routes, embedded=None, http=http, metrics=metrics, clock=clock)
+    gateway, http, resources = Gateway(routes, clock), HttpJson(), AsyncExitStack()
+    hook = hook_of(
+        settings,
+        gateway=gateway,
+        routes=routes,
+        embedded=None,
+        http=http,
+        resources=resources,
+        metrics=metrics,
+        clock=clock,
+    )
     hot = HotEndpoints(
         gateway=gateway,
         routes=routes,
@@ -111,7 +121,7 @@ def build(
     docs.install(rest)
     edge = Edge(hot, rest, origins=settings.server.cors_origins, log=log, clock=clock, wall_clock=time.time)
     probes_and_metrics = ops.metrics_app(readiness, metrics.registry)
-    return App(edge, probes_and_metrics, readiness, routes, fleet, keys, buffers, bulk, replicas, http)
+    return App(edge, probes_and_metrics, readiness, routes, fleet, keys, buffers, bulk, replicas, http, resources)
 
 
 async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None = None) -> None:
@@ -143,7 +153,7 @@ async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None 
 @asynccontextmanager
 async def background(app: App, settings: Settings) -> AsyncIterator[None]:
     """The loops that run beside the requests: workers and their probes, queues, and the keys file. They end with the block."""
-    async with app.bulk, app.http, _closing(app.fleet), asyncio.TaskGroup() as tasks:
+    async with app.bulk, app.http, app.resources, _closing(app.fleet), asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(app.door.watch(KEYS_WATCH_S)), tasks.create_task(app.replicas.watch())]
         running += [tasks.create_task(membership.run()) for membership in app.fleet.memberships.values()]
         running += [tasks.create_task(served.admission.run()) for served in app.routes.values()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 
 from sluice.children import Children, RouteCounter, RouteEmbedder, RouteReranker, RouteRewriter
 from sluice.config import Settings
@@ -25,12 +26,15 @@ def hook_of(
     routes: Mapping[str, Served],
     embedded: Retriever | None,
     http: HttpJson,
+    resources: AsyncExitStack,
     metrics: Metrics,
     clock: Callable[[], float],
 ) -> Hook | None:
     """The hook; None where nothing is configured that could be searched."""
     retrieval = settings.retrieval
-    retrievers = {name: retriever_of(name, one, http, clock) for name, one in retrieval.retrievers.items()}
+    retrievers = {
+        name: retriever_of(name, one, http=http, resources=resources, clock=clock) for name, one in retrieval.retrievers.items()
+    }
     if embedded is not None:
         retrievers[EMBEDDED] = embedded
     if not retrievers:

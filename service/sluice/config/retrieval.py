@@ -14,8 +14,8 @@ StoreId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$")]
 
 
 def _retriever_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")) or len(url) > 2048 or not url.isascii() or " " in url:
-        raise ValueError("a retriever is http://... or https://...")
+    if not url.startswith(("http://", "https://", "postgresql://")) or len(url) > 2048 or not url.isascii() or " " in url:
+        raise ValueError("a retriever is http://..., https://... or, for pgvector, postgresql://...")
     return url
 
 
@@ -25,6 +25,7 @@ def _public_url(url: str) -> str:
     return url.rstrip("/")
 
 
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}$")]
 RetrieverUrl = Annotated[str, AfterValidator(_retriever_url)]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
 
@@ -46,15 +47,21 @@ class OnCall(Section):
 class RetrieverSettings(Section):
     """A search of the site's own, behind the protocol of `retrieval.base`."""
 
-    type: Literal["http", "web"]
+    type: Literal["http", "qdrant", "pgvector", "web"]
     url: RetrieverUrl
     api_key_env: str | None = None
     ca_file: Path | None = None
     tenants: tuple[str, ...] | None = None  # who may search it; None: every tenant
     stores: tuple[StoreId, ...] = ()  # the ids that calls name it by; none: its own name
+    collection: Identifier = "passages"
+    vector: Identifier | None = None
+    text_vector: Identifier | None = None
+    embedding_model: str | None = None
 
     @model_validator(mode="after")
     def _fits_its_type(self) -> Self:
+        if (self.type == "pgvector") != self.url.startswith("postgresql://"):
+            raise Mistake(f"a {self.type} retriever has another kind of address", "url")
         if self.type == "web" and self.stores:
             raise Mistake("the web is one store, named as this retriever is", "stores")
         return self
