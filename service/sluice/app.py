@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from sluice.access_log import AccessLog
 from sluice.admission.replicas import ReplicaCount
 from sluice.admission.route import Admission
-from sluice.api import docs, errors, models, ops, retrieval
+from sluice.api import admin, docs, errors, models, ops, retrieval
 from sluice.api.bodies import BodyReader, Buffers
 from sluice.api.calls import CallMaker
 from sluice.api.openai import HotEndpoints
@@ -83,6 +83,7 @@ def build(
     buffers = Buffers(settings.server.max_buffered_bytes)
     reader = BodyReader(settings.server.body_limit_bytes, settings.client_timeouts, clock)
     bulk = BulkReader()
+    metrics.watch_queues(lambda: {name: served.admission.state() for name, served in routes.items()})
     metrics.watch_workers(lambda: _rows(routes))
     gateway, http, resources = Gateway(routes, clock), HttpJson(), AsyncExitStack()
     hook = hook_of(
@@ -117,6 +118,7 @@ def build(
     errors.install(rest)
     rest.include_router(models.router(directory, routes, keys))
     rest.include_router(retrieval.router(hook, keys, reader, buffers))
+    rest.include_router(admin.router(routes, replicas, keys))
     rest.include_router(ops.router(readiness, metrics.registry, keys))
     docs.install(rest)
     edge = Edge(hot, rest, origins=settings.server.cors_origins, log=log, clock=clock, wall_clock=time.time)

@@ -8,7 +8,8 @@ the client library's locked values cost.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -109,6 +110,58 @@ class RetrievalMetrics:
         yield CounterMetricFamily("sluice_retrieval_context_tokens", "Their tokens, as estimated.", value=self._tokens)
 
 
+class QueueState(Protocol):
+    """What a route's queue shows at a scrape."""
+
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def waiting_tokens(self) -> float: ...
+    @property
+    def limit(self) -> float: ...
+    @property
+    def tokens_per_s(self) -> float | None: ...
+    @property
+    def predicted_wait_s(self) -> float | None: ...
+    @property
+    def num_shed(self) -> Mapping[str, int]: ...
+    @property
+    def queue_time(self) -> Histogram: ...
+
+
+def _shown_queues(states: Mapping[str, QueueState]) -> Iterator[Metric]:
+    """What is not known yet has no sample."""
+    labels = ["route"]
+    times = HistogramMetricFamily("sluice_queue_seconds", "How long calls waited for a slot on a worker.", labels=labels)
+    shed = CounterMetricFamily(
+        "sluice_shed",
+        "Calls refused by our own load: too many or too large ones waiting (number, tokens), predicted to wait too long "
+        "(wait), or to miss their deadline (deadline), gave way to a fairer one (displaced), waited too long (timeout).",
+        labels=["route", "reason"],
+    )
+    waiting = GaugeMetricFamily("sluice_queue_waiting", "Calls that wait for a slot now.", labels=labels)
+    tokens = GaugeMetricFamily(
+        "sluice_queue_waiting_tokens", "Their tokens: those of the prompts, and twice those of the answers.", labels=labels
+    )
+    limit = GaugeMetricFamily("sluice_in_flight_limit", "How many calls may be at all workers together now.", labels=labels)
+    rate = GaugeMetricFamily("sluice_queue_tokens_per_second", "Tokens that start, while calls wait.", labels=labels)
+    wait = GaugeMetricFamily(
+        "sluice_queue_predicted_seconds", "How long what waits now will take to start, as predicted.", labels=labels
+    )
+    for route, state in states.items():
+        state.queue_time.show(times, [route])
+        for reason, count in state.num_shed.items():
+            shed.add_metric([route, reason], count)
+        waiting.add_metric([route], state.num_waiting)
+        tokens.add_metric([route], state.waiting_tokens)
+        limit.add_metric([route], state.limit)
+        if state.tokens_per_s is not None:
+            rate.add_metric([route], state.tokens_per_s)
+        if state.predicted_wait_s is not None:
+            wait.add_metric([route], state.predicted_wait_s)
+    yield from (times, shed, waiting, tokens, limit, rate, wait)
+
+
 class Metrics(Collector):
     """What calls, keys and the access log count, and the gauges of workers."""
 
@@ -119,6 +172,7 @@ class Metrics(Collector):
         self._authentication_failures = 0
         self._lines_dropped = 0
         self._workers: Callable[[], Iterable[WorkerRow]] = tuple
+        self._queues: Callable[[], Mapping[str, QueueState]] = dict
         self.retrieval = RetrievalMetrics()
         registry.register(self)
 
@@ -133,6 +187,10 @@ class Metrics(Collector):
     def watch_workers(self, rows: Callable[[], Iterable[WorkerRow]]) -> None:
         """Show the workers that `rows` yields at each scrape; a worker that is gone leaves no series behind."""
         self._workers = rows
+
+    def watch_queues(self, states: Callable[[], Mapping[str, QueueState]]) -> None:
+        """Show the queues of all routes, by name, at each scrape."""
+        self._queues = states
 
     def call_ended(self, route: str, endpoint: str, outcome: Outcome) -> None:
         """The one update of a call."""
@@ -179,6 +237,7 @@ class Metrics(Collector):
             value=self._lines_dropped,
         )
         yield from self._shown_workers()
+        yield from _shown_queues(self._queues())
         yield from self.retrieval.show()
 
     def _shown_calls(self) -> Metric:

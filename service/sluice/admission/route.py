@@ -13,14 +13,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from math import ceil
 from typing import NamedTuple
 
 from sluice.admission.drain import Drain
-from sluice.admission.fair_queue import OUTPUT_WEIGHT, FairQueue, Place
+from sluice.admission.entry import Entry, Standing
+from sluice.admission.fair_queue import OUTPUT_WEIGHT, FairQueue, Tenant
+from sluice.admission.shedding import Shedding
 from sluice.admission.window import Window
 from sluice.config import Queue
-from sluice.errors import GatewayError, Overloaded
+from sluice.errors import GatewayError
 from sluice.metrics import Histogram
 from sluice.pool import Pool
 from sluice.types import Call, Endpoint
@@ -30,48 +31,23 @@ TICK_S = 0.1
 PRUNE_TICKS = 50
 STANDINGS_S = 0.5  # how old what clients are told of their place may be
 QUEUE_TIME_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)
-REASONS = ("number", "tokens", "wait", "deadline", "displaced", "timeout")
-LEARNT_SHARE = 0.05
 # What costs the engine nothing does not wait behind what does.
 WITHOUT_ENGINE = frozenset({Endpoint.TOKENIZE, Endpoint.DETOKENIZE, Endpoint.COUNT_TOKENS})
 
 logger = logging.getLogger("sluice.admission")
 
 
-class Standing(NamedTuple):
-    """Where a waiting call stands."""
+class QueueState(NamedTuple):
+    """A queue at one moment."""
 
-    position: int  # 1 is next
-    eta_s: float | None  # None: nothing is known yet of how fast the queue drains
-
-
-class Entry(Place):
-    """One call's way through admission. It waits its turn inside `__aenter__`, and holds its slot until `__aexit__`."""
-
-    __slots__ = ("_admission", "done", "entered_at", "held_until", "is_queued", "lease", "started_at", "tried")
-
-    def __init__(self, admission: Admission, call: Call, tried: Sequence[Worker], is_ahead: bool) -> None:
-        super().__init__(call, is_ahead=is_ahead)
-        self._admission = admission
-        self.tried = tried
-        self.entered_at = 0.0
-        self.started_at = 0.0
-        self.held_until: float | None = None  # a policy would rather have it wait so long for the worker of its choice
-        self.is_queued = False
-        self.done: asyncio.Future[None] | None = None
-        self.lease: Lease | None = None
-
-    async def __aenter__(self) -> Lease:
-        lease = self._admission.start_now(self)
-        return lease if lease is not None else await self._admission.wait(self)
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._admission.let_go(self)
-
-    @property
-    def standing(self) -> Standing | None:
-        """Where it stands; None where it does not wait."""
-        return self._admission.standing(self) if self.is_queued else None
+    num_waiting: int
+    waiting_tokens: float
+    in_flight: int
+    limit: float  # calls that may be in flight; without a bound infinite
+    tokens_per_s: float | None  # that start, while calls wait; None: not known yet
+    predicted_wait_s: float | None  # for all that wait
+    num_shed: dict[str, int]
+    queue_time: Histogram
 
 
 class Admission:
@@ -90,17 +66,16 @@ class Admission:
         self._share = share
         self._queue = FairQueue()
         self._drain = Drain()
+        self._shedding = Shedding(settings, self._queue, self._drain)
         self._queued: set[Entry] = set()
         self._started: set[Entry] = set()
         self._windows: dict[Worker, Window] = {}
         self._had_waiting = False
         self._num_ticks = 0
-        self._s_per_token: float | None = None  # from the start of a call to its end, over the tokens of its answer
         self._standings: dict[Entry, Standing] = {}
         self._stood_at = 0.0
         # For the metrics
         self.queue_time = Histogram(QUEUE_TIME_S)
-        self.num_shed = dict.fromkeys(REASONS, 0)
         self._set_windows()
 
     def __repr__(self) -> str:
@@ -121,8 +96,9 @@ class Admission:
             return None
         entry = Entry(self, call, (), is_ahead=False)
         self._queue.join(entry)
-        reason = self._objection(entry, self._clock())
-        return None if reason is None else self._shed(entry, reason)
+        now = self._clock()
+        reason = self._shedding.objection(entry, now)
+        return None if reason is None else self._shedding.shed(entry, reason, now)
 
     def start_now(self, entry: Entry) -> Lease | None:
         """The lease, if it is nobody else's turn and a worker has room."""
@@ -141,9 +117,8 @@ class Admission:
     async def wait(self, entry: Entry) -> Lease:
         """The lease, when its turn has come."""
         now = entry.entered_at
-        if not entry.is_ahead and (reason := self._objection(entry, now)) is not None:
-            raise self._shed(entry, reason)
-        self._make_room(entry)
+        if not entry.is_ahead:
+            self._make_room(entry, now)
         entry.done = asyncio.get_running_loop().create_future()
         self._enqueue(entry, now)
         try:
@@ -208,6 +183,25 @@ class Admission:
                 before += place.cost
         return self._standings.get(entry)
 
+    def state(self) -> QueueState:
+        """How it stands now. Metrics ask in a thread of their own, so nothing here walks what the loop changes."""
+        now, queue = self._clock(), self._queue
+        rate = self._drain.rate(now)
+        return QueueState(
+            num_waiting=len(queue),
+            waiting_tokens=queue.waiting_cost,
+            in_flight=self.pool.in_flight,
+            limit=sum(worker.window for worker in self.pool.workers),
+            tokens_per_s=rate,
+            predicted_wait_s=self._drain.wait_s(queue.waiting_cost, now) if queue else 0.0,
+            num_shed=dict(self._shedding.num_shed),
+            queue_time=self.queue_time,
+        )
+
+    def tenants(self) -> list[Tenant]:
+        """Those who have calls here, waiting or started."""
+        return self._queue.tenants()
+
     # Who is next
     def _grant(self, now: float) -> None:
         """Give each free slot to the first in turn who can use it."""
@@ -237,8 +231,8 @@ class Admission:
 
     def _turn_of(self, entry: Entry, now: float) -> Lease | None:
         """The lease of a waiting call whose turn it is. None: not on the workers that have room; or it is refused."""
-        if self._is_too_late(entry, now):
-            self._refuse(entry, self._shed(entry, "deadline"))
+        if self._shedding.is_too_late(entry, now):
+            self._refuse(entry, self._shedding.shed(entry, "deadline", now))
             return None
         try:
             return self._lease(entry, now)
@@ -273,53 +267,20 @@ class Admission:
         self.queue_time.observe(lease.queued_s)
         lease.__enter__()
 
-    # Who may wait
-    def _objection(self, entry: Entry, now: float) -> str | None:
-        """Why a call that has joined may not wait. Where another one's loss is fairer, that one is shed for it."""
-        settings, queue = self._settings, self._queue
-        wait_s = self._drain.wait_s(queue.cost_before(entry), now) or 0.0
-        if wait_s > settings.timeout_s:
-            return "wait"
-        if self._is_too_late(entry, now + wait_s):
-            return "deadline"
-        if len(queue) >= settings.max_waiting:
-            reason = "number"
-        elif queue and queue.waiting_cost + entry.cost > settings.max_waiting_tokens:
-            reason = "tokens"
-        else:
-            return None
-        last = queue.last()
-        return None if last is not None and queue.outweighs(last, entry) else reason
-
-    def _make_room(self, entry: Entry) -> None:
-        """Shed those whose loss is fairer than that of `entry`, as far as the bounds ask for it."""
-        settings, queue = self._settings, self._queue
-        while queue and (len(queue) >= settings.max_waiting or queue.waiting_cost + entry.cost > settings.max_waiting_tokens):
-            last = queue.last()
-            if last is None or not queue.outweighs(last, entry):
-                return
-            assert isinstance(last, Entry)
-            self._refuse(last, self._shed(last, "displaced"))
-
-    def _is_too_late(self, entry: Entry, now: float) -> bool:
-        """Whether a call that starts now would take longer than it may, by what calls have taken so far."""
-        return now + (self._s_per_token or 0.0) * entry.call.output_tokens > entry.call.deadline
+    def _make_room(self, entry: Entry, now: float) -> None:
+        """Raise where the call may not wait; shed those whose loss is fairer, as far as the bounds ask for it."""
+        if (reason := self._shedding.objection(entry, now)) is not None:
+            raise self._shedding.shed(entry, reason, now)
+        while (victim := self._shedding.victim(entry)) is not None:
+            assert isinstance(victim, Entry)
+            self._refuse(victim, self._shedding.shed(victim, "displaced", now))
 
     def _expire(self, now: float) -> None:
         for entry in list(self._queued):
             if now >= entry.call.deadline:
-                self._refuse(entry, self._shed(entry, "deadline"))
+                self._refuse(entry, self._shedding.shed(entry, "deadline", now))
             elif now - entry.entered_at >= self._settings.timeout_s:
-                self._refuse(entry, self._shed(entry, "timeout"))
-
-    def _shed(self, entry: Entry, reason: str) -> Overloaded:
-        self.num_shed[reason] += 1
-        wait_s = self._drain.retry_after_s(self._queue.waiting_cost, entry.cost, self._clock())
-        if reason == "deadline":
-            said = "This request cannot be answered within the time that it was given: the model is busy"
-        else:
-            said = "The model is busy, and as many requests wait for it as may"
-        return Overloaded(f"{said}. Try again in {ceil(wait_s)} s.", retry_after_s=wait_s)
+                self._refuse(entry, self._shedding.shed(entry, "timeout", now))
 
     def _refuse(self, entry: Entry, error: GatewayError) -> None:
         self._dequeue(entry)
@@ -357,9 +318,7 @@ class Admission:
         if not usage.exact:
             return float(entry.call.prompt_tokens + OUTPUT_WEIGHT * usage.completion_tokens)
         if usage.completion_tokens:
-            sample = (now - entry.started_at) / usage.completion_tokens
-            before = sample if self._s_per_token is None else self._s_per_token
-            self._s_per_token = before + (sample - before) * LEARNT_SHARE
+            self._shedding.took(now - entry.started_at, usage.completion_tokens)
         return float(usage.prompt_tokens - usage.cached_tokens + OUTPUT_WEIGHT * usage.completion_tokens)
 
     def _set_windows(self) -> None:

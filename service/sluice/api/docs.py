@@ -55,7 +55,12 @@ ERRORS = {
     "504": "The worker was silent",
 }
 # Of the endpoints that the framework serves. Where 401 is not among them, no key is needed.
-FAILURES = {"/v1/models": ("401", "429"), "/v1/models/{model}": ("401", "404", "429"), "/metrics": ("401", "403", "429")}
+FAILURES = {
+    "/v1/models": ("401", "429"),
+    "/v1/models/{model}": ("401", "404", "429"),
+    "/v1/queue": ("401", "403", "429"),
+    "/metrics": ("401", "403", "429"),
+}
 FAILURES |= {"/v1/retrieval/{call_id}": ("401", "404", "429"), "/v1/retrieval": ("400", "401", "404", "429", "503", "504")}
 FOR_ADMINS = frozenset({"403"})
 PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"

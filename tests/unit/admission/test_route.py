@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sluice.admission.route import QUEUE_TIME_S, REASONS, TICK_S, Admission
+from sluice.admission.route import QUEUE_TIME_S, TICK_S, Admission
+from sluice.admission.shedding import REASONS
 from sluice.errors import GatewayError, Overloaded, WorkerUnavailable
 from sluice.policies.least_inflight import LeastInflight
 from sluice.types import Call, Endpoint, Usage
@@ -169,7 +170,7 @@ async def test_more_than_may_wait_are_shed():
     await door.calls()
     assert isinstance(callers[3].error, Overloaded)
     assert str(callers[3].error) == "The model is busy, and as many requests wait for it as may. Try again in 1 s."
-    assert door.admission.num_shed["number"] == 1
+    assert door.admission.state().num_shed["number"] == 1
     await door.end()
 
 
@@ -186,7 +187,7 @@ async def test_tokens_that_wait_are_bounded_but_one_call_may_always_wait():
     callers = [door.call(), door.call(tokens=5000), door.call(tokens=1)]
     await door.calls()
     assert callers[1].entry.is_queued and isinstance(callers[2].error, Overloaded)
-    assert door.admission.num_shed["tokens"] == 1
+    assert door.admission.state().num_shed["tokens"] == 1
     await door.end()
 
 
@@ -199,7 +200,7 @@ async def test_where_the_queue_is_full_whoever_has_most_in_it_loses():
     await door.calls()
     await until(lambda: heavy[-1].error is not None)
     assert light.entry.is_queued and isinstance(heavy[-1].error, Overloaded)
-    assert door.admission.num_shed["displaced"] == 1
+    assert door.admission.state().num_shed["displaced"] == 1
     greedy = door.call(tenant="heavy")
     await door.calls()
     assert isinstance(greedy.error, Overloaded)
@@ -228,7 +229,7 @@ async def test_who_would_wait_too_long_is_shed_at_once_and_told_when_to_come_bac
     await door.calls()
     assert isinstance(late.error, Overloaded) and light.entry.is_queued
     assert 10 <= (late.error.retry_after_s or 0) <= 12
-    assert door.admission.num_shed["wait"] == 1
+    assert door.admission.state().num_shed["wait"] == 1
     would = door.admission.would_shed(a_call(tokens=100))
     assert isinstance(would, Overloaded) and door.admission.would_shed(a_call("other", tokens=100)) is None
     await door.end()
@@ -244,7 +245,7 @@ async def test_who_has_waited_too_long_is_shed():
     assert second.entry.is_queued
     await door.passes(0.2)
     await second.task
-    assert isinstance(second.error, Overloaded) and door.admission.num_shed["timeout"] == 1
+    assert isinstance(second.error, Overloaded) and door.admission.state().num_shed["timeout"] == 1
     await door.end()
 
 
@@ -272,7 +273,7 @@ async def test_who_cannot_be_answered_in_time_is_shed_when_it_comes_when_its_tur
     door._calls[1].leave()
     await turned.task
     assert isinstance(turned.error, Overloaded)
-    assert door.admission.num_shed["deadline"] == 3
+    assert door.admission.state().num_shed["deadline"] == 3
     await door.end()
 
 
@@ -465,7 +466,7 @@ async def test_times_in_the_queue_are_counted():
     await drained(door, calls=3, each_s=3)
     counts = door.admission.queue_time._counts
     assert sum(counts) == 3 and counts[0] == 1
-    assert set(door.admission.num_shed) == set(REASONS) and len(counts) == len(QUEUE_TIME_S) + 1
+    assert set(door.admission.state().num_shed) == set(REASONS) and len(counts) == len(QUEUE_TIME_S) + 1
     await door.end()
 
 

@@ -51,6 +51,7 @@ async def test_it_has_every_endpoint_that_is_open_and_no_other(gateway: Gateway)
         ("POST", "/v1/retrieval"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{model}"),
+        ("GET", "/v1/queue"),
         ("GET", "/livez"),
         ("GET", "/readyz"),
         ("GET", "/metrics"),
