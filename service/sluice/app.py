@@ -34,7 +34,7 @@ from sluice.gateway import Gateway, Served
 from sluice.http_json import HttpJson
 from sluice.keys import Door, door
 from sluice.loading import load
-from sluice.metrics import Metrics, WorkerRow
+from sluice.metrics import Metrics
 from sluice.middleware import Edge
 from sluice.pool import Pool
 from sluice.response_ids import ResponseIds
@@ -84,7 +84,7 @@ def build(
     reader = BodyReader(settings.server.body_limit_bytes, settings.client_timeouts, clock)
     bulk = BulkReader()
     metrics.watch_queues(lambda: {name: served.admission.state() for name, served in routes.items()})
-    metrics.watch_workers(lambda: _rows(routes))
+    metrics.watch_fleet(fleet.worker_rows, fleet.pool_rows)
     gateway, http, resources = Gateway(routes, clock), HttpJson(), AsyncExitStack()
     hook = hook_of(
         settings,
@@ -196,14 +196,6 @@ def _secret(settings: Settings) -> bytes:
     if settings.server.secret_env:
         return os.environ[settings.server.secret_env].encode()
     return secrets.token_bytes(32)
-
-
-def _rows(routes: Mapping[str, Served]) -> list[WorkerRow]:
-    return [
-        (name, worker.url, worker.in_flight, 1.0 if worker.is_healthy else 0.0)
-        for name, served in routes.items()
-        for worker in served.pool.workers
-    ]
 
 
 def _server(

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from functools import partial
+from importlib import import_module
 from typing import Any
 
-from sluice.config import Probes, Route, Settings
+from sluice.config import Route, Settings
 from sluice.discovery import discovery_of
 from sluice.discovery.base import Found
+from sluice.fleet_metrics import PoolRow, WorkerRow
 from sluice.membership import Membership
 from sluice.policies import policy_class
 from sluice.pool import Pool
 from sluice.probes import Prober
+from sluice.scraper import Scraper
 from sluice.upstream.connections import Connections, tls_context
 from sluice.worker import Worker
+
+KV_EVENTS = "sluice.kv_events"  # imported where it is used: it brings ZeroMQ
 
 
 class WorkerMaker:
@@ -44,9 +50,11 @@ class Fleet:
     """The memberships of all routes. Raises `ConfigError` where the settings name what is not there."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float], environment: Mapping[str, str] = os.environ) -> None:
-        self.memberships = {
-            name: _membership(name, route, settings.probes, clock, environment) for name, route in settings.routes.items()
-        }
+        self._probes = settings.probes
+        self._clock = clock
+        self._environment = environment
+        self._zmq: Any = None  # ZeroMQ's context, where somebody wants events
+        self.memberships = {name: self._membership(name, route) for name, route in settings.routes.items()}
 
     @property
     def pools(self) -> Iterator[Pool]:
@@ -57,14 +65,43 @@ class Fleet:
         for pool in self.pools:
             for worker in pool.workers:
                 worker.connections.close()
+        if self._zmq is not None:
+            self._zmq.destroy(linger=0)
 
+    def worker_rows(self) -> Iterator[WorkerRow]:
+        """For the metrics."""
+        for pool in self.pools:
+            for worker in pool.workers:
+                load = worker.load
+                told = (None, None, None) if load is None else (load.num_running, load.num_waiting, load.kv_usage)
+                yield WorkerRow(pool.route, worker.url, worker.in_flight, bool(worker.is_healthy), worker.state, *told)
 
-def _membership(
-    name: str, route: Route, probes: Probes, clock: Callable[[], float], environment: Mapping[str, str]
-) -> Membership:
-    pool = Pool(name, (), policy_class(name, route.policy)(), clock)
+    def pool_rows(self) -> Iterator[PoolRow]:
+        """For the metrics."""
+        for membership in self.memberships.values():
+            pool, discovery = membership.pool, membership.discovery
+            age_s = None if discovery.confirmed_at is None else self._clock() - discovery.confirmed_at
+            yield PoolRow(pool.route, age_s, discovery.num_failures, len(membership.doubted), pool.uses_ejected)
 
-    def companions(worker: Worker) -> Iterator[Coroutine[Any, Any, None]]:
-        yield Prober(worker, probes, served_model=route.served_model or name).run()
+    def _membership(self, name: str, route: Route) -> Membership:
+        pool = Pool(name, (), policy_class(name, route.policy)(), self._clock)
+        discovery = discovery_of(name, route.workers, self._clock)
+        return Membership(pool, discovery, WorkerMaker(route, self._environment), partial(self._companions, route, pool))
 
-    return Membership(pool, discovery_of(name, route.workers, clock), WorkerMaker(route, environment), companions)
+    def _companions(self, route: Route, pool: Pool, worker: Worker) -> Iterator[Coroutine[Any, Any, None]]:
+        """What runs beside a worker."""
+        probes, clock = self._probes, self._clock
+        yield Prober(worker, probes, served_model=route.served_model or pool.route).run()
+        forget = partial(pool.forget, worker)
+
+        def sized(block_size: int, num_blocks: int) -> None:
+            worker.cache = worker.cache._replace(block_size=block_size, num_blocks=num_blocks)
+            pool.cache_changed(worker)
+
+        if probes.load_interval_s is not None:
+            yield Scraper(worker, probes, clock, on_restart=forget, on_cache=sized).run()
+        if route.workers.kv_events:
+            kv_events = import_module(KV_EVENTS)
+            self._zmq = self._zmq or kv_events.new_context()
+            told = partial(pool.cache_changed, worker)
+            yield kv_events.KvEvents(worker, self._zmq, route.workers, probes, clock, on_empty=forget, on_rates=told).run()

@@ -51,20 +51,21 @@ class Membership:
         """The set as discovery tells it now."""
         self._found = found
         known = {worker.url: worker for worker in self.pool.workers}
-        has_healthy = any(worker.is_healthy for worker in self.pool.workers)
+        stay = {worker for one in found if (worker := known.get(one.url)) and worker.identity == one.identity}
+        has_healthy = any(worker.is_healthy and worker.is_usable for worker in stay)
         members = []
         places = {url: place for place, url in enumerate(known)}
         for one in sorted(found, key=lambda one: (places.get(one.url, len(places)), one.url)):
             worker = known.get(one.url)
-            if worker is None or worker.identity != one.identity:
+            if worker is None or worker not in stay:
                 worker = self._make_worker(one)
                 if has_healthy:
                     worker.judge(is_healthy=False, trouble="it is new, and not probed yet")
-            worker.mark(is_draining=one.is_draining)
+            worker.mark_draining(one.is_draining)
             members.append(worker)
         urls = {worker.url for worker in members}
         gone = [worker for url, worker in known.items() if url not in urls and not worker.is_draining]
-        is_plausible = 2 * len(gone) < sum(not worker.is_draining for worker in known.values())
+        is_plausible = self.discovery.is_certain or 2 * len(gone) < sum(not worker.is_draining for worker in known.values())
         doubted = frozenset() if is_plausible else frozenset(worker for worker in gone if worker.is_healthy is not False)
         if doubted - self.doubted:
             logger.warning("%s: discovery has lost %d workers that are still up; they stay", self.pool.route, len(doubted))

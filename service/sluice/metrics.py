@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sluice.fleet_metrics import PoolRow, WorkerRow, shown_pools, shown_workers
 from sluice.types import Outcome
 
 FIRST_EVENT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
@@ -23,9 +24,6 @@ DURATION_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 
 OVERHEAD_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
 RETRIEVAL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 KINDS = ("prompt", "completion", "cached")
-
-# What the gauges of a worker show at a scrape: route, worker, in flight, 1 where healthy and 0 where not or unknown.
-WorkerRow = tuple[str, str, int, float]
 
 
 class Histogram:
@@ -173,6 +171,7 @@ class Metrics(Collector):
         self._lines_dropped = 0
         self._workers: Callable[[], Iterable[WorkerRow]] = tuple
         self._queues: Callable[[], Mapping[str, QueueState]] = dict
+        self._pools: Callable[[], Iterable[PoolRow]] = tuple
         self.retrieval = RetrievalMetrics()
         registry.register(self)
 
@@ -184,9 +183,10 @@ class Metrics(Collector):
             collector(registry=registry)
         return cls(registry)
 
-    def watch_workers(self, rows: Callable[[], Iterable[WorkerRow]]) -> None:
-        """Show the workers that `rows` yields at each scrape; a worker that is gone leaves no series behind."""
-        self._workers = rows
+    def watch_fleet(self, workers: Callable[[], Iterable[WorkerRow]], pools: Callable[[], Iterable[PoolRow]]) -> None:
+        """Show the workers and the pools that these yield at each scrape; a worker that is gone leaves no series behind."""
+        self._workers = workers
+        self._pools = pools
 
     def watch_queues(self, states: Callable[[], Mapping[str, QueueState]]) -> None:
         """Show the queues of all routes, by name, at each scrape."""
@@ -236,7 +236,8 @@ class Metrics(Collector):
             "Access lines lost because their reader was too slow.",
             value=self._lines_dropped,
         )
-        yield from self._shown_workers()
+        yield from shown_workers(self._workers())
+        yield from shown_pools(self._pools())
         yield from _shown_queues(self._queues())
         yield from self.retrieval.show()
 
@@ -297,15 +298,3 @@ class Metrics(Collector):
                 for kind, count in zip(KINDS, counts, strict=True):
                     tokens.add_metric([route, kind, str(exact).lower()], count)
         yield from (duration, first_event, per_token, overhead, retries, resumes, wasted, tokens)
-
-    def _shown_workers(self) -> Iterator[Metric]:
-        in_flight = GaugeMetricFamily(
-            "sluice_worker_in_flight", "Calls that occupy a slot on the worker now.", labels=["route", "worker"]
-        )
-        up = GaugeMetricFamily(
-            "sluice_worker_up", "1 where the last probe found the worker healthy.", labels=["route", "worker"]
-        )
-        for route, worker, count, healthy in self._workers():
-            in_flight.add_metric([route, worker], count)
-            up.add_metric([route, worker], healthy)
-        yield from (in_flight, up)

@@ -57,6 +57,10 @@ class Pool:
         """The worker has lost its cache: it was started anew, or has emptied it."""
         self._policy.forget(worker)
 
+    def cache_changed(self, worker: Worker) -> None:
+        """More is known of the worker's cache."""
+        self._policy.cache_facts(worker)
+
     def watch(self, callback: Callable[[], None]) -> None:
         """Call back, at once and from anywhere on the loop, when who may get calls may have changed. The end of an ejection
         is not told: it is seen by the next one who asks."""

@@ -1,4 +1,4 @@
-"""Background loops that learn the health of workers: is it up, and does it serve the model we send to it."""
+"""Background loops that learn the health of workers: is it up, does it serve the model we send to it, and is it awake."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import orjson
-
+from sluice.asking import ask, ask_json
 from sluice.config import Probes
-from sluice.errors import GatewayError, WorkerRefused
 from sluice.http_json import HttpJsonError
 from sluice.worker import ModelInfo, Worker
 
 SLOW_PROBES = 3  # so many in a row make a healthy worker ill: a busy one, above all on a CPU, may miss one
 MODELS_EVERY = 10  # probes; the list of models changes rarely (adapters)
 MAX_MODELS = 1000
-MAX_ANSWER_BYTES = 1_048_576
 MAX_NAME = 256
+# What says that a worker lets calls wait; there only with VLLM_SERVER_DEV_MODE=1. `/health` is 200 then, too.
+PAUSES = {"/is_sleeping": "is_sleeping", "/is_paused": "is_paused"}
 
 logger = logging.getLogger("sluice.probes")
 
@@ -29,6 +28,7 @@ class Prober:
     """Probes one worker until cancelled: `/health` each time, `/v1/models` when it comes up and now and then.
 
     Healthy means that both answered and the served model is in the list: vLLM's `/health` alone says nothing of the model.
+    Where the worker can tell, it is asked each time whether it sleeps or is paused.
     Whatever a worker answers, or does not answer, ends as a judgement; a probe never raises.
     """
 
@@ -38,6 +38,7 @@ class Prober:
         self._served_model = served_model
         self._until_models = 0
         self._num_slow = 0  # probes in a row without an answer in time
+        self._pauses = tuple(PAUSES)  # those that it knows
 
     async def run(self, sleep: Sleep = asyncio.sleep) -> None:
         while True:
@@ -46,14 +47,19 @@ class Prober:
 
     async def probe(self) -> None:
         """One look at the worker, and a line in the log where its health has changed."""
-        worker, before = self._worker, self._worker.is_healthy
+        worker, before, timeout_s = self._worker, self._worker.is_healthy, self._settings.timeout_s
         try:
-            await self._get("/health")
+            await ask(worker, "/health", timeout_s)
             self._until_models -= 1
             if not worker.is_healthy or self._until_models <= 0:
-                models = parse_models(await self._get_json("/v1/models"))
+                models = parse_models(await ask_json(worker, "/v1/models", timeout_s))
                 self._until_models = MODELS_EVERY
+                if not worker.is_healthy:
+                    self._pauses = tuple(PAUSES)
+                await self._look_for_pauses()
                 self._judge_models(models)
+            else:
+                await self._look_for_pauses()
             self._num_slow = 0
         except HttpJsonError as exc:
             self._num_slow = self._num_slow + 1 if exc.kind == "timeout" else 0
@@ -63,6 +69,19 @@ class Prober:
             state = "is healthy" if worker.is_healthy else f"is not healthy: {worker.trouble}"
             logger.warning("worker %s %s", worker.url, state)
 
+    async def _look_for_pauses(self) -> None:
+        """A worker that does not know a question is not asked it again before it comes up anew."""
+        for path in self._pauses:
+            try:
+                answer = await ask_json(self._worker, path, self._settings.timeout_s)
+            except HttpJsonError as exc:
+                if exc.kind != "status":
+                    raise
+                self._pauses = tuple(other for other in self._pauses if other != path)
+                self._worker.mark_asleep(path, False)
+            else:
+                self._worker.mark_asleep(path, isinstance(answer, dict) and answer.get(PAUSES[path]) is True)
+
     def _judge_models(self, models: tuple[ModelInfo, ...]) -> None:
         if any(model.id == self._served_model for model in models):
             self._worker.judge(is_healthy=True, models=models)
@@ -70,32 +89,6 @@ class Prober:
         served = ", ".join(model.id for model in models[:5]) or "nothing"
         trouble = f"it does not serve {self._served_model} but {served}; set the route's served_model"
         self._worker.judge(is_healthy=False, trouble=trouble, models=models)
-
-    async def _get(self, path: str) -> bytes:
-        """What the worker answers, asked over the connections that its calls take: at a fiftieth of the plain client's cost,
-        since every gateway does this for every worker every second. Raises `HttpJsonError`.
-        """
-        url, connections = self._worker.url + path, self._worker.connections
-        head = connections.head("GET", path, content_type="application/json", length=0, request_id="probe")
-        try:
-            async with asyncio.timeout(self._settings.timeout_s), connections.send(head, b"") as sending:
-                answer = await sending.head()
-                body = await answer.read(MAX_ANSWER_BYTES)
-        except TimeoutError as exc:
-            raise HttpJsonError("timeout", f"{url}: no answer within {self._settings.timeout_s:g} s") from exc
-        except WorkerRefused as exc:
-            raise HttpJsonError("refused", f"{url}: {exc.message}") from exc
-        except GatewayError as exc:
-            raise HttpJsonError("garbage", f"{url}: {exc.message}") from exc
-        if answer.status != 200:
-            raise HttpJsonError("status", f"{url}: answered {answer.status}", status=answer.status)
-        return body
-
-    async def _get_json(self, path: str) -> Any:
-        try:
-            return orjson.loads(await self._get(path))
-        except orjson.JSONDecodeError as exc:
-            raise HttpJsonError("garbage", f"{self._worker.url}{path}: the answer is not JSON") from exc
 
 
 def parse_models(answer: Any) -> tuple[ModelInfo, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sluice.backlog import Backlog
 from sluice.ejection import Ejection
@@ -36,6 +36,21 @@ class EngineLoad:
     num_ours: int = 0  # our own calls in flight there at that time
 
 
+class CacheFacts(NamedTuple):
+    """A worker's KV cache, summed over its ranks: its size by its metrics, the rest by its events, where those are on."""
+
+    block_size: int = 0  # tokens
+    num_blocks: int = 0
+    num_held: int | None = None  # blocks that hold something now
+    stored_per_s: float | None = None
+    removed_per_s: float | None = None
+
+    @property
+    def age_s(self) -> float | None:
+        """How long a block stays, on average, while others push it out; None where none is pushed out, or nobody tells."""
+        return self.num_held / self.removed_per_s if self.num_held is not None and self.removed_per_s else None
+
+
 class Worker:
     """A worker of one route, identified by its URL. What is learnt of it is told by methods: the pool is told of changes.
 
@@ -61,9 +76,11 @@ class Worker:
         self.adapters: frozenset[str] = frozenset()  # of those models, the LoRA adapters
         # It ends its calls and gets no new ones; it takes calls, but they wait until it wakes.
         self.is_draining = False
-        self.is_asleep = False
+        self._asleep_by: frozenset[str] = frozenset()  # who said so
         # What calls found out.
         self.ejection = ejection or Ejection()
+        # What is known of its KV cache; zeros where nothing is.
+        self.cache = CacheFacts()
         # What its engine last said of its load. None: nothing yet, nothing for a while, or nothing credible. That is no sign
         # of idleness: what we have in flight there is all that is known then.
         self.load: EngineLoad | None = None
@@ -103,14 +120,21 @@ class Worker:
         if is_new:
             self.on_change()
 
-    def mark(self, *, is_draining: bool | None = None, is_asleep: bool | None = None) -> None:
-        """What discovery says of it, or its engine."""
-        before = self.is_draining, self.is_asleep
-        if is_draining is not None:
+    @property
+    def is_asleep(self) -> bool:
+        return bool(self._asleep_by)
+
+    def mark_draining(self, is_draining: bool) -> None:
+        """What discovery says of it."""
+        if is_draining != self.is_draining:
             self.is_draining = is_draining
-        if is_asleep is not None:
-            self.is_asleep = is_asleep
-        if before != (self.is_draining, self.is_asleep):
+            self.on_change()
+
+    def mark_asleep(self, source: str, is_asleep: bool) -> None:
+        """What one of the places says that tell whether it sleeps or is paused; one is enough."""
+        before = self._asleep_by
+        self._asleep_by = before | {source} if is_asleep else before - {source}
+        if self._asleep_by != before:
             self.on_change()
 
     def failed(self, now: float) -> None:

@@ -74,7 +74,7 @@ class ScriptedWorker(RawServer):
 
     def calls(self, path: str | None = None) -> list[Request]:
         """The requests so far without the gateway's own probes; only those to `path`, if given."""
-        probes = ("/health", "/v1/models", "/metrics", "/version", "/load")
+        probes = ("/health", "/v1/models", "/metrics", "/metrics/", "/version", "/load", "/is_sleeping", "/is_paused")
         return [r for r in self.requests if (r.path == path if path else r.path not in probes)]
 
     async def wait_calls(self, num: int, path: str | None = None) -> Request:

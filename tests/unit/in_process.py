@@ -48,7 +48,7 @@ def settings(folder: Path, worker: ScriptedWorker | str, **sections: Any) -> Set
         "server": {"port": 0, "metrics_port": None},
         "auth": {"mode": "keys", "keys_file": "keys.yaml", "max_failures_per_minute": 100_000},
         "routes": {"smollm2": route} | sections.pop("routes", {}),
-        "probes": {"health_interval_s": 1, "timeout_s": 10},  # also on a machine that is busy
+        "probes": {"health_interval_s": 1, "timeout_s": 10, "load_interval_s": None},  # also on a machine that is busy
     }
     for name, section in sections.items():
         asked[name] = asked.get(name, {}) | section if isinstance(section, Mapping) else section

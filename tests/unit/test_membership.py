@@ -139,6 +139,8 @@ async def test_who_is_new_gets_calls_after_its_first_probe_unless_nobody_else_is
         await here.tell("a", "b")
         assert here.pool.workers[1].state == "unhealthy"
         assert here.pool.workers[1].trouble == "it is new, and not probed yet"
+        await here.tell("c", "d")
+        assert [worker.state for worker in here.pool.workers if worker.url[-1] in "cd"] == ["unknown", "unknown"]
 
 
 async def test_who_drains_stays_until_it_is_gone():
@@ -184,6 +186,14 @@ async def test_those_who_drained_are_believed_to_be_gone_however_many():
         await here.tell("a-", "b-", "c")
         await here.tell("c")
         assert here.names == "c"
+
+
+async def test_a_source_that_is_certain_is_believed_at_once():
+    async with member("a", "b") as here:
+        here.probe(a=True, b=True)
+        here.told.is_certain = True
+        await here.tell("c")
+        assert here.names == "c" and not here.membership.doubted
 
 
 async def test_the_ill_are_believed_to_be_gone():

@@ -1,11 +1,10 @@
 """Metrics, read as Prometheus reads them."""
 
-from collections.abc import Iterator
-
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sluice.fleet_metrics import PoolRow, WorkerRow
 from sluice.metrics import DURATION_S, FIRST_EVENT_S, OVERHEAD_S, Metrics
 from sluice.types import Endpoint, Outcome, Source, Usage
 
@@ -129,22 +128,38 @@ def test_failed_authentication_and_dropped_lines_are_counted(metrics):
 
 
 def test_workers_are_shown_as_they_are_at_the_scrape_and_vanish_with_the_worker(metrics):
-    rows = [("smollm2", "http://a", 3, 1.0), ("smollm2", "http://b", 0, 0.0)]
-
-    def now() -> Iterator[tuple[str, str, int, float]]:
-        yield from rows
-
+    rows = [
+        WorkerRow("smollm2", "http://a", 3, True, "ejected", 2, 1, 0.5),
+        WorkerRow("smollm2", "http://b", 0, False),
+    ]
     assert Scrape(metrics).of("sluice_worker_up") == {}
-    metrics.watch_workers(now)
+    metrics.watch_fleet(lambda: iter(rows), tuple)
     scrape = Scrape(metrics)
-    assert scrape.value("sluice_worker_in_flight", route="smollm2", worker="http://a") == 3
-    assert scrape.value("sluice_worker_up", route="smollm2", worker="http://a") == 1
-    assert scrape.value("sluice_worker_up", route="smollm2", worker="http://b") == 0
+    a, b = {"route": "smollm2", "worker": "http://a"}, {"route": "smollm2", "worker": "http://b"}
+    assert scrape.value("sluice_worker_in_flight", **a) == 3
+    assert (scrape.value("sluice_worker_up", **a), scrape.value("sluice_worker_up", **b)) == (1, 0)
+    assert scrape.value("sluice_worker_state", **a, state="ejected") == 1
+    assert scrape.value("sluice_worker_state", **b, state="unknown") == 1
+    assert sum(scrape.of("sluice_worker_state").values()) == 2
+    assert (scrape.value("sluice_worker_load_known", **a), scrape.value("sluice_worker_load_known", **b)) == (1, 0)
+    engine = ("running", "waiting", "kv_usage")
+    assert [scrape.value(f"sluice_worker_engine_{name}", **a) for name in engine] == [2, 1, 0.5]
 
-    rows[:] = [("smollm2", "http://b", 2, 1.0)]
+    rows[:] = [WorkerRow("smollm2", "http://b", 2, True)]
     scrape = Scrape(metrics)
     assert scrape.of("sluice_worker_in_flight") == {(("route", "smollm2"), ("worker", "http://b")): 2}
     assert scrape.of("sluice_worker_up") == {(("route", "smollm2"), ("worker", "http://b")): 1}
+    assert scrape.of("sluice_worker_engine_running") == {}
+
+
+def test_how_workers_are_found_is_shown(metrics):
+    rows = [PoolRow("a", 1.5, 3, 2, uses_ejected=True), PoolRow("b", None, 0, 0, uses_ejected=False)]
+    metrics.watch_fleet(tuple, lambda: rows)
+    scrape = Scrape(metrics)
+    assert scrape.of("sluice_discovery_age_seconds") == {(("route", "a"),): 1.5}
+    assert scrape.value("sluice_discovery_failures_total", route="a") == 3
+    assert scrape.value("sluice_discovery_doubted", route="a") == 2
+    assert [scrape.value("sluice_pool_uses_ejected", route=route) for route in "ab"] == [1, 0]
 
 
 def test_every_metric_has_our_prefix_and_says_what_it_is(metrics):

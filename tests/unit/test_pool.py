@@ -156,19 +156,19 @@ def test_where_all_are_ejected_all_are_used_and_it_is_said_once(caplog):
     assert names(here.candidates(call(), [])) == "a" and not here.uses_ejected
 
 
-@pytest.mark.parametrize("mark", [{"is_draining": True}, {"is_asleep": True}])
+@pytest.mark.parametrize("mark", [lambda one: one.mark_draining(True), lambda one: one.mark_asleep("metrics", True)])
 def test_who_drains_or_sleeps_gets_nothing_new(mark):
     here, _ = timed(2)
     assert names(here.candidates(call(), [])) == "ab"
-    here.workers[0].mark(**mark)
+    mark(here.workers[0])
     assert names(here.candidates(call(), [])) == "b"
-    here.workers[1].mark(**mark)
+    mark(here.workers[1])
     assert names(here.candidates(call(), [])) == ""
 
 
 def test_a_pinned_call_goes_to_a_worker_that_drains():
     here, _ = timed(1)
-    here.workers[0].mark(is_draining=True)
+    here.workers[0].mark_draining(True)
     assert names(here.candidates(call("http://a"), [])) == "a"
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sluice.config import Probes
 from sluice.http_json import HttpJsonError
-from sluice.probes import MAX_MODELS, MODELS_EVERY, SLOW_PROBES, Prober, parse_models
+from sluice.probes import MAX_MODELS, MODELS_EVERY, PAUSES, SLOW_PROBES, Prober, parse_models
 from sluice.upstream.connections import Connections
 from sluice.worker import ModelInfo, Worker
 from tests.support import scripts
@@ -38,7 +38,8 @@ async def probing(
 
 
 def asked(scripted: ScriptedWorker) -> list[str]:
-    return [request.path for request in scripted.requests]
+    """The questions about health; those about pauses have their own tests."""
+    return [request.path for request in scripted.requests if request.path not in PAUSES]
 
 
 async def test_a_worker_is_well_when_it_is_up_and_serves_the_model():
@@ -193,6 +194,39 @@ async def test_a_prober_looks_and_sleeps_until_it_is_cancelled():
             await prober.run(sleep)
         assert naps == [7, 7, 7]
         assert asked(scripted) == ["/health", MODELS, "/health", "/health"]
+
+
+# Workers that sleep or are paused: they let calls wait
+
+
+@pytest.mark.parametrize(("path", "member"), PAUSES.items())
+async def test_a_worker_that_sleeps_or_is_paused_is_well_and_gets_no_calls(path, member):
+    async with ScriptedWorker() as scripted, probing(scripted) as (worker, prober):
+        scripted.on(path, *[scripts.reply(200, {member: is_so}) for is_so in (False, True, True, False)])
+        seen = []
+        for _ in range(4):
+            await prober.probe()
+            seen.append((worker.is_healthy, worker.is_asleep))
+        assert seen == [(True, False), (True, True), (True, True), (True, False)]
+
+
+async def test_a_worker_that_cannot_tell_is_asked_once_each_time_it_comes_up():
+    async with ScriptedWorker() as scripted, probing(scripted) as (worker, prober):
+        scripted.on("/health", None, None, None, scripts.empty(503), None)
+        num_asked = []
+        for _ in range(6):
+            await prober.probe()
+            num_asked.append(sum(request.path in PAUSES for request in scripted.requests))
+        assert num_asked == [2, 2, 2, 2, 4, 4]
+        assert worker.state == "healthy"
+
+
+@pytest.mark.parametrize("answer", [{"is_paused": "yes"}, {}, [], 7])
+async def test_nonsense_about_pauses_is_no_pause(answer):
+    async with ScriptedWorker() as scripted, probing(scripted) as (worker, prober):
+        scripted.on("/is_paused", scripts.reply(200, answer))
+        await prober.probe()
+        assert worker.state == "healthy"
 
 
 # What a worker may say of its models

@@ -81,11 +81,10 @@ def test_only_what_changes_is_told():
     seen = []
     for _ in range(2):
         one.judge(is_healthy=True, models=models)
-        one.mark(is_asleep=True)
-        one.mark(is_draining=True)
-        one.mark()
+        one.mark_asleep("metrics", True)
+        one.mark_draining(True)
         seen.append((told.times, one.state))
-        one.mark(is_draining=False)
+        one.mark_draining(False)
     assert seen == [(3, "draining"), (5, "draining")]
     assert (one.state, one.adapters) == ("asleep", {"pirate"})
 
@@ -99,7 +98,7 @@ def test_its_state_in_a_word_and_whether_it_is_usable():
     for _ in range(FAILURES):
         one.failed(0.0)
     seen.append((one.state, one.is_usable))
-    one.mark(is_asleep=True)
+    one.mark_asleep("metrics", True)
     seen.append((one.state, one.is_usable))
     assert seen == [
         ("unknown", True),

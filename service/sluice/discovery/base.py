@@ -29,6 +29,7 @@ class Discovery(ABC):
     """
 
     initial: tuple[Found, ...] = ()  # who they are before anybody is asked
+    is_certain: bool = False  # whether it is believed at once that many workers are gone
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.confirmed_at: float | None = None

@@ -29,6 +29,8 @@ def write_workers(path: Path, routes: Mapping[str, Mapping[str, str]]) -> None:
 
 
 class ManagedDiscovery(Discovery):
+    is_certain = True  # its supervisor knows
+
     def __init__(
         self,
         name: str,

@@ -46,6 +46,10 @@ class RoutingPolicy(Protocol):
         """The worker has left the pool, or has lost its cache."""
         return
 
+    def cache_facts(self, worker: Worker) -> None:
+        """More is known of the size of the worker's cache, or of how long a block stays there: see `Worker.cache`."""
+        return
+
 
 def with_adapter(candidates: Sequence[Worker], call: Call) -> Sequence[Worker]:
     """The candidates that have the call's LoRA adapter loaded, where some have: the others would have to load it first."""

@@ -1,0 +1,168 @@
+"""All workers of all routes, over simulated vLLM: what is followed of each, and that they come and go without a lost call."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from loadtest.simfleet.fleet import Fleet as SimFleet
+from sluice.config import Settings
+from sluice.discovery.base import Found
+from sluice.discovery.managed import write_workers
+from sluice.fleet import Fleet
+from sluice.worker import Worker
+from tests.unit.hot_path import InOrder
+from tests.unit.in_process import CHAT, Gateway, serving, settings
+from tests.unit.loadtest.simfleet_client import fleet as sim_fleet
+
+
+class Telling(InOrder):
+    """A policy that notes what it is told."""
+
+    forgotten: list[str]
+    facts: list[Worker]
+
+    def __init__(self) -> None:
+        self.forgotten = []
+        self.facts = []
+
+    def forget(self, worker: Worker) -> None:
+        self.forgotten.append(worker.url)
+
+    def cache_facts(self, worker: Worker) -> None:
+        self.facts.append(worker)
+
+
+@asynccontextmanager
+async def following(running: SimFleet, **workers: Any) -> AsyncIterator[tuple[Fleet, Worker, Telling]]:
+    """Our fleet over the first worker of a simulated one, while it follows it closely."""
+    route = {"workers": {"static": [running.workers[0].url]} | workers, "policy": "tests.unit.test_fleet:Telling"}
+    probes = {"health_interval_s": 0.02, "load_interval_s": 0.02}
+    ours = Fleet(Settings.model_validate({"routes": {"smollm2": route}, "probes": probes}), asyncio.get_running_loop().time, {})
+    [membership] = ours.memberships.values()
+    policy = membership.pool._policy
+    assert isinstance(policy, Telling)
+    task = asyncio.create_task(membership.run())
+    try:
+        yield ours, membership.pool.workers[0], policy
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        ours.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    ends_at = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < ends_at
+        await asyncio.sleep(0)
+
+
+async def post(simulated: SimFleet, path: str, **body: Any) -> None:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert (await http.post(simulated.workers[0].url + path, json=body)).status_code == 200
+
+
+async def test_load_cache_and_sleep_are_followed():
+    async with sim_fleet() as running, following(running) as (ours, worker, policy):
+        await until(lambda: worker.load is not None and policy.facts)
+        assert (worker.cache.block_size, worker.cache.num_blocks) == (16, 256)
+        assert worker.state == "healthy"
+        [row] = ours.worker_rows()
+        assert (row.running, row.waiting, row.kv_usage) == (0, 0, 0.0)
+        [pool] = ours.pool_rows()
+        assert (pool.route, pool.age_s, pool.num_failures) == ("smollm2", None, 0)
+        await post(running, "/sim/fault", kind="lying_metrics", running=7, waiting=3)
+        await until(lambda: worker.load is not None and (worker.load.num_running, worker.load.num_waiting) == (7, 3))
+        await post(running, "/sim/fault", kind="lying_metrics", running=-7)
+        await until(lambda: worker.load is None)
+        await post(running, "/sim/fault", kind="clear")
+        await post(running, "/sleep")
+        await until(lambda: worker.state == "asleep")
+        await post(running, "/wake_up")
+        await until(lambda: worker.state == "healthy")
+        assert policy.forgotten == []
+
+
+async def test_a_restarted_worker_is_forgotten_by_its_counters():
+    ask = {"model": "smollm2", "prompt": "Tell me", "max_tokens": 5}
+    async with sim_fleet() as running, following(running) as (_, worker, policy):
+        await post(running, "/v1/completions", **ask)
+        now = asyncio.get_running_loop().time()
+        await until(lambda: worker.load is not None and worker.load.read_at > now)
+        await post(running, "/sim/fault", kind="restart")
+        await until(lambda: policy.forgotten == [worker.url])
+
+
+async def test_kv_events_tell_of_an_emptied_cache():
+    async with sim_fleet(kv_events_port=0) as running, following(running, kv_events=True) as (_, worker, policy):
+        ask = {"model": "smollm2", "prompt": "Tell me of the sea. " * 20, "max_tokens": 5}
+        async with asyncio.timeout(20):
+            while not policy.forgotten:  # until it has subscribed
+                await post(running, "/v1/completions", **ask)
+                await post(running, "/reset_prefix_cache")
+
+
+def test_what_workers_need_comes_from_their_route(tmp_path):
+    routes: dict[str, Any] = {
+        "a": {"workers": {"static": ["http://a:1"], "api_key_env": "KEY"}},
+        "b": {"workers": {"static": ["https://b:1", "https://c:1"], "server_name": "vllm.internal"}},
+        "c": {"workers": {"dns": {"name": "d.internal.", "port": 1, "scheme": "https"}}},
+        "d": {"workers": {"managed": tmp_path / "workers.json"}},
+    }
+    ours = Fleet(Settings.model_validate({"routes": routes}), lambda: 0.0, {"KEY": "secret"})
+    pools = {pool.route: pool.workers for pool in ours.pools}
+    assert {route: len(workers) for route, workers in pools.items()} == {"a": 1, "b": 2, "c": 0, "d": 0}
+    assert b"Bearer secret" in pools["a"][0].connections._common
+    first, second = (worker.connections for worker in pools["b"])
+    assert first._ssl is second._ssl is not None and first._server_name == "vllm.internal"
+    from_dns = ours.memberships["c"]._make_worker(Found("https://10.0.0.1:1"))
+    assert from_dns.connections._server_name == "d.internal"
+    ours.close()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sluice.discovery.managed.LOOK_EVERY_S", 0.01)
+
+
+async def test_workers_come_and_go_without_a_lost_call(tmp_path: Path, quick: None):
+    file = tmp_path / "workers.json"
+    stream: dict[str, Any] = {"model": "smollm2", "messages": [{"role": "user", "content": "Tell me"}], "max_tokens": 60}
+    stream |= {"min_tokens": 60, "stream": True}
+    ends: list[bytes] = []
+    is_over = False
+
+    async def client(gateway: Gateway) -> None:
+        while not is_over:
+            async with gateway.connect() as http:
+                await http.send(gateway.bytes("POST", CHAT, json=stream))
+                ends.append((await http.read_response(method="POST")).body[-14:])
+
+    async with sim_fleet(4, warp=20) as running:
+        urls = [worker.url for worker in running.workers]
+
+        def there(*numbers: int, generation: int = 0) -> None:
+            write_workers(file, {"smollm2": {urls[k]: f"{k}-{generation}" for k in numbers}})
+
+        there(0)
+        asked = settings(tmp_path, "", route={"workers": {"managed": file}}, probes={"health_interval_s": 0.05})
+        async with serving(asked) as gateway:
+            await gateway.until(lambda: gateway.pools[0].is_ready)
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(10):
+                    tasks.create_task(client(gateway))
+                for turn in range(1, 13):
+                    there(turn % 4, (turn + 1) % 4, generation=turn // 3)
+                    wanted = {urls[turn % 4], urls[(turn + 1) % 4]}
+                    pool = gateway.pools[0]
+                    await gateway.until(lambda: {worker.url for worker in pool.workers} == wanted)  # noqa: B023
+                    await gateway.until(lambda: all(worker.in_flight for worker in pool.workers))  # noqa: B023
+                is_over = True
+            await gateway.holds_nothing()
+    assert len(ends) > 30 and set(ends) == {b"data: [DONE]\n\n"}
