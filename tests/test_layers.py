@@ -23,6 +23,7 @@ LAYERS = {
     "discovery": 3,
     "fleet_metrics": GROUND,
     "asking": 3,
+    "orca": 3,
     "engine_metrics": 1,
     "scraper": 4,
     "kv_events": 4,

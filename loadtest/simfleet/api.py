@@ -166,6 +166,12 @@ def _metrics(worker: Worker, request: Request, reply: Reply) -> None:
         reply.send(200, worker.metrics_page(), metrics.CONTENT_TYPE)
 
 
+def _some_metrics(worker: Worker, request: Request, reply: Reply) -> None:
+    """Below this path vLLM has prometheus_client's own application, which gives the metrics that are asked for."""
+    if not worker.suffering.has("hanging_metrics"):
+        reply.send(200, worker.metrics_page(request.query.get("name[]")), metrics.CONTENT_TYPE)
+
+
 def _sleep(worker: Worker, request: Request, reply: Reply) -> None:
     level = request.query.get("level", ["1"])[0]
     if level not in ("0", "1", "2"):
@@ -268,6 +274,7 @@ _ROUTES: dict[str, dict[str, Endpoint]] = {
     "/load": {"GET": _load},
     "/version": {"GET": _version},
     "/metrics": {"GET": _metrics},
+    "/metrics/": {"GET": _some_metrics},
     "/sleep": {"POST": _sleep},
     "/wake_up": {"POST": _wake_up},
     "/is_sleeping": {"GET": _is_sleeping},

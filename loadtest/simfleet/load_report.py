@@ -1,7 +1,7 @@
 """What a worker says about its load: the metrics page and ORCA headers, as far as its faults let it."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -22,11 +22,12 @@ class LoadReport:
         self._suffering = suffering
         self._started_at = time.time()
 
-    def page(self, *, sleep_level: int | None, has_adapters: bool) -> bytes:
-        """`/metrics`. While it is to be stale the first page since then is given again and again."""
+    def page(self, names: Collection[str] | None, *, sleep_level: int | None, has_adapters: bool) -> bytes:
+        """`/metrics`, or these of it. While it is to be stale the first page since then is given again and again."""
         suffering = self._suffering
         if suffering.frozen_metrics is not None:
-            return suffering.frozen_metrics
+            return suffering.frozen_metrics if names is None else metrics.only(suffering.frozen_metrics, names)
+        is_stale = suffering.has("stale_metrics")
         page = metrics.render(
             self._engine,
             suffering.reading(metrics.read(self._engine)),
@@ -35,10 +36,11 @@ class LoadReport:
             sleep_level=sleep_level,
             old_kv_names=self._config.old_kv_names,
             adapters=self._adapters() if has_adapters else None,
+            names=None if is_stale else names,
         )
-        if suffering.has("stale_metrics"):
+        if is_stale:
             suffering.frozen_metrics = page
-        return page
+        return page if names is None else metrics.only(page, names)
 
     def headers(self, wanted_format: str) -> Headers:
         """The ORCA header of a reply that is no stream, if the client asked for it."""

@@ -1,6 +1,6 @@
 """`GET /metrics` of a worker: vLLM's names and labels over `Stats`, in Prometheus' text format."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 
@@ -46,19 +46,31 @@ def render(
     sleep_level: int | None,
     old_kv_names: bool,
     adapters: AdapterLoad | None,
+    names: Collection[str] | None = None,
 ) -> bytes:
-    """The whole page."""
+    """The whole page; with `names` these metrics at least, without what costs most."""
     page = _Page(model, created)
     _gauges(page, reading, old_kv_names)
     _sleep_state(page, sleep_level)
     _counters(page, engine.stats)
-    _histograms(page, engine.stats)
+    if names is None or any(name.endswith(("_bucket", "_count", "_sum")) for name in names):
+        _histograms(page, engine.stats)
     if adapters is not None:
         page.head("vllm:lora_requests_info", "Running stats on lora requests.", "gauge")
         labels = f'max_lora="{adapters.max_loras}",running_lora_adapters="{adapters.running}"'
         page.add("vllm:lora_requests_info", f'{labels},waiting_lora_adapters="{adapters.waiting}"', adapters.at)
     _cache_config(page, engine)
     return page.encode()
+
+
+def only(page: bytes, names: Collection[str]) -> bytes:
+    """The lines of these metrics alone, as `prometheus_client` gives them to who asks for `name[]`."""
+    kept = [line for line in page.decode().splitlines(keepends=True) if _name(line) in names]
+    return "".join(kept).encode()
+
+
+def _name(line: str) -> str:
+    return line.split(" ", 3)[2] if line.startswith("#") else line.partition("{")[0]
 
 
 class _Page:

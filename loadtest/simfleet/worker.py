@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -236,10 +236,10 @@ class Worker:
         for reply in list(self.replies):
             reply.fail(engine_dead())
 
-    def metrics_page(self) -> bytes:
-        """`/metrics`, true or not."""
+    def metrics_page(self, names: Collection[str] | None = None) -> bytes:
+        """`/metrics`, or these of it; true or not."""
         self.driver.catch_up()
-        return self.report.page(sleep_level=self.sleep_level, has_adapters=bool(self.adapters))
+        return self.report.page(names, sleep_level=self.sleep_level, has_adapters=bool(self.adapters))
 
     def _begin(self, answering: Stream | Whole, asked: Asked) -> None:
         lora_id = self.adapter_ids.get(asked.lora) if asked.lora is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
+from sluice import orca
 from sluice.config import Route
 from sluice.exchange import Exchange
 from sluice.types import Call
@@ -39,6 +40,7 @@ class Attempt:
         """Send the request, and wait for the first event or the whole answer. Raises what comes instead."""
         worker, lease = self.worker, self._lease
         assert worker is not None and lease is not None
+        asks_orca = worker.asks_orca and not call.stream
         body = call.body if call.stamp is None else call.stamp(worker.url)
         head = worker.connections.head(
             call.method,
@@ -46,12 +48,14 @@ class Attempt:
             content_type=call.content_type,
             length=len(body) if isinstance(body, bytes) else sum(map(len, body)),
             request_id=request_id,
-            headers=call.headers,
+            headers=(*call.headers, orca.ASKING) if asks_orca else call.headers,
         )
         sending = await self._held.enter_async_context(worker.connections.send(head, body))
         self.sent_at = self._clock()
         exchange = self.exchange = lease.meter = Exchange(call, self._settings, sending, events, splice)
         await exchange.open()
+        if asks_orca:
+            orca.hear(worker, sending.answer.headers, self._clock())
         lease.prefilled()
         return exchange
 

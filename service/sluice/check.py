@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from sluice.config import Route, Settings
+from sluice.asking import ask, ask_json
+from sluice.config import Probes, Route, Settings
 from sluice.discovery import discovery_of
-from sluice.http_json import HttpJson, HttpJsonError
+from sluice.fleet import WorkerMaker
+from sluice.http_json import HttpJsonError
 from sluice.policies import policy_class
 from sluice.probes import parse_models
+from sluice.worker import Worker
 
 MAX_MODELS_SHOWN = 4
 FIND_S = 8.0
@@ -38,14 +41,11 @@ async def examine(settings: Settings, environment: Mapping[str, str]) -> list[Fi
     """A finding for each worker of each route, in the file's order; `ConfigError` where a policy cannot be loaded."""
     for name, route in settings.routes.items():
         policy_class(name, route.policy)
-    async with HttpJson() as http:
-        routes = [_route(http, name, route, environment, settings.probes.timeout_s) for name, route in settings.routes.items()]
-        return [finding for findings in await asyncio.gather(*routes) for finding in findings]
+    routes = [_route(name, route, settings.probes, environment) for name, route in settings.routes.items()]
+    return [finding for findings in await asyncio.gather(*routes) for finding in findings]
 
 
-async def _route(
-    http: HttpJson, name: str, route: Route, environment: Mapping[str, str], timeout_s: float
-) -> Sequence[Finding]:
+async def _route(name: str, route: Route, probes: Probes, environment: Mapping[str, str]) -> Sequence[Finding]:
     """Find the workers as the gateway would, and examine each."""
     discovery = discovery_of(name, route.workers, time.monotonic)
     try:
@@ -56,25 +56,26 @@ async def _route(
         return [Finding(name, "-", "-", advice=f"its workers cannot be found: {why}")]
     if not found:
         return [Finding(name, "-", "-", advice="it has no worker now: is the name right, and is anything ready there?")]
-    urls = [one.url for one in sorted(found, key=lambda one: one.url)] if route.workers.static is None else route.workers.static
-    return await asyncio.gather(*[_worker(http, name, route, url, environment, timeout_s) for url in urls])
-
-
-async def _worker(
-    http: HttpJson, name: str, route: Route, url: str, environment: Mapping[str, str], timeout_s: float
-) -> Finding:
-    variable = route.workers.api_key_env
-    headers = {"authorization": f"Bearer {environment.get(variable, '')}"} if variable else {}
-    ca_file = route.workers.ca_file
+    make_worker = WorkerMaker(route, probes, environment)
+    workers = [make_worker(one) for one in discovery.initial or sorted(found, key=lambda one: one.url)]
     try:
-        await http.get_text(f"{url}/health", headers=headers, timeout_s=timeout_s, ca_file=ca_file)
+        return await asyncio.gather(*[_worker(worker, name, route, probes.timeout_s) for worker in workers])
+    finally:
+        for worker in workers:
+            worker.connections.close()
+
+
+async def _worker(worker: Worker, name: str, route: Route, timeout_s: float) -> Finding:
+    url = worker.url
+    try:
+        await ask(worker, "/health", timeout_s)
     except HttpJsonError as exc:
         return Finding(name, url, _short(exc), advice=_health_advice(exc, timeout_s))
     try:
-        answer = await http.get_json(f"{url}/v1/models", headers=headers, timeout_s=timeout_s, ca_file=ca_file)
+        answer = await ask_json(worker, "/v1/models", timeout_s)
         models = {model.id: model.max_model_len for model in parse_models(answer)}
     except HttpJsonError as exc:
-        return Finding(name, url, "up", advice=_models_advice(exc, variable))
+        return Finding(name, url, "up", advice=_models_advice(exc, route.workers.api_key_env))
     served = route.served_model or name
     missing = [wanted for wanted in (served, *route.named_adapters) if wanted not in models]
     advice = ""
@@ -90,7 +91,7 @@ def _short(exc: HttpJsonError) -> str:
 
 
 def _health_advice(exc: HttpJsonError, timeout_s: float) -> str:
-    if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+    if "certificate could not be verified" in str(exc):
         return "its certificate is not from a known authority: set ca_file to that authority's certificate"
     if exc.kind == "refused":
         return f"is it running, and are host and port right? ({exc})"

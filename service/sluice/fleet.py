@@ -9,7 +9,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from sluice.config import Route, Settings
+from sluice.config import Probes, Route, Settings
 from sluice.discovery import discovery_of
 from sluice.discovery.base import Found
 from sluice.fleet_metrics import PoolRow, WorkerRow
@@ -27,8 +27,9 @@ KV_EVENTS = "sluice.kv_events"  # imported where it is used: it brings ZeroMQ
 class WorkerMaker:
     """Makes the workers of one route. What they share is made once: to read the system's authorities takes 0.1 s."""
 
-    def __init__(self, route: Route, environment: Mapping[str, str]) -> None:
+    def __init__(self, route: Route, probes: Probes, environment: Mapping[str, str]) -> None:
         self._workers = route.workers
+        self._asks_orca = probes.ask_orca
         self._connect_s = route.timeouts.connect_s
         variable = route.workers.api_key_env
         self._api_key = environment.get(variable) if variable else None
@@ -43,7 +44,9 @@ class WorkerMaker:
         connections = Connections(
             found.url, api_key=self._api_key, tls=self._tls, server_name=server_name, connect_s=self._connect_s
         )
-        return Worker(found.url, connections, identity=found.identity)
+        worker = Worker(found.url, connections, identity=found.identity)
+        worker.asks_orca = self._asks_orca
+        return worker
 
 
 class Fleet:
@@ -86,7 +89,9 @@ class Fleet:
     def _membership(self, name: str, route: Route) -> Membership:
         pool = Pool(name, (), policy_class(name, route.policy)(), self._clock)
         discovery = discovery_of(name, route.workers, self._clock)
-        return Membership(pool, discovery, WorkerMaker(route, self._environment), partial(self._companions, route, pool))
+        return Membership(
+            pool, discovery, WorkerMaker(route, self._probes, self._environment), partial(self._companions, route, pool)
+        )
 
     def _companions(self, route: Route, pool: Pool, worker: Worker) -> Iterator[Coroutine[Any, Any, None]]:
         """What runs beside a worker."""

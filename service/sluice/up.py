@@ -1,9 +1,10 @@
 """`sluice up`: a model, its workers and the gateway from nothing, on this machine, in one command.
 
 Everything it makes lies in the state folder (`.sluice`): models, logs, config.yaml, keys.yaml, the key in clear (mode
-0600, so that the next start shows the same one) and up.pid. What can be known before the workers load is checked before:
-what cannot work is a `CannotStart` or `ConfigError`, one line and exit code 3. A signal drains the gateway and ends the
-workers; a second one ends this process at once, and the workers' launchers then kill what is left.
+0600, so that the next start shows the same one), workers.json (who runs now) and up.pid. What can be known before the
+workers load is checked before: what cannot work is a `CannotStart` or `ConfigError`, one line and exit code 3. A signal
+drains the gateway and ends the workers; a second one ends this process at once, and the workers' launchers then kill what
+is left.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from sluice.config import ConfigError, Settings, load
+from sluice.discovery.managed import Roster
 from sluice.engines import demo_model
 from sluice.engines.base import CannotStart, Job, MonotonicClock, Notices
 from sluice.engines.processes import kill_session, run_file
@@ -42,6 +44,8 @@ HOST = "127.0.0.1"
 EMBEDDING_CONTEXT = 256
 MAX_REPLICAS = 64
 HEALTH_TIMEOUT_S = 2.0
+HEALTH = "/health"
+ROSTER = "workers.json"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A laptop's workers share its cores with the gateway and with each other: one long prompt silences all other streams.
 ROUTE = {"timeouts": {"silence_s": 60}}
@@ -56,6 +60,11 @@ class Plan:
     settings: Settings
     jobs: tuple[Job, ...]
     key: str
+    roster: Roster
+
+    def started(self, job: Job, pid: int) -> None:
+        """A process that is started anew is another worker to the gateway."""
+        self.roster.started(job.health_url.removesuffix(HEALTH), f"launcher {pid}")
 
     @property
     def url(self) -> str:
@@ -85,7 +94,12 @@ def run(args: argparse.Namespace) -> int:
             if num_reaped:
                 err.print(f"sluice up: ended what an earlier one had left running, processes: {num_reaped}")
             plan = prepared(args)
-            uvloop.run(serve(plan, args.run_server, WorkerDisplay(err, file.add), lambda: show_banner(plan, out)))
+
+            def on_launch(job: Job, pid: int) -> None:
+                file.add(pid)
+                plan.started(job, pid)
+
+            uvloop.run(serve(plan, args.run_server, WorkerDisplay(err, on_launch), lambda: show_banner(plan, out)))
     except (CannotStart, ConfigError) as failure:
         err.print(f"sluice up: {failure}", markup=False, highlight=False, soft_wrap=True)
         return NEVER_STARTS
@@ -126,8 +140,12 @@ def prepare(args: argparse.Namespace) -> Plan:
     ]
     if args.with_embeddings:
         workers.append(embedding_worker(state / "models", python, served_name, on_cpu, cpus[-1]))
-    settings = write_config(state, args.port, workers)
-    return Plan(settings, tuple(jobs_of(workers, state / "logs")), ensure_key(state))
+    urls: dict[str, list[str]] = {}
+    for worker in workers:
+        urls.setdefault(worker.served_name, []).append(worker.url)
+    settings = write_config(state, args.port, list(urls))
+    jobs = tuple(jobs_of(workers, state / "logs"))
+    return Plan(settings, jobs, ensure_key(state), Roster(state / ROSTER, urls))
 
 
 def state_dir(path: Path) -> Path:
@@ -198,15 +216,12 @@ def embedding_worker(models: Path, python: Path, chat_name: str, on_cpu: bool, c
     )
 
 
-def write_config(state: Path, port: int, workers: list[VllmWorker]) -> Settings:
-    urls: dict[str, list[str]] = {}
-    for worker in workers:
-        urls.setdefault(worker.served_name, []).append(worker.url)
+def write_config(state: Path, port: int, routes: list[str]) -> Settings:
     metrics_port = port + 1 if port < 65_535 and port_is_free(port + 1) else None
     document = {
         "server": {"host": HOST, "port": port, "metrics_port": metrics_port},
         "auth": {"mode": "keys", "keys_file": "keys.yaml"},
-        "routes": {name: {"workers": {"static": static}, **ROUTE} for name, static in urls.items()},
+        "routes": {name: {"workers": {"managed": ROSTER}, **ROUTE} for name in routes},
         "drain_timeout_s": 5,
     }
     path = state / "config.yaml"
@@ -224,7 +239,7 @@ def jobs_of(workers: list[VllmWorker], logs: Path) -> list[Job]:
             name=f"worker {number} ({worker.served_name})",
             command=tuple(worker.command()),
             environment=worker.environment(os.environ),
-            health_url=f"{worker.url}/health",
+            health_url=worker.url + HEALTH,
             log_path=log_path,
             reader=VllmLog(),
             cpus=worker.cpus,

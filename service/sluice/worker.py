@@ -47,8 +47,12 @@ class CacheFacts(NamedTuple):
 
     @property
     def age_s(self) -> float | None:
-        """How long a block stays, on average, while others push it out; None where none is pushed out, or nobody tells."""
-        return self.num_held / self.removed_per_s if self.num_held is not None and self.removed_per_s else None
+        """How long a block stays, on average, while others push it out; None where none is pushed out, or nobody tells.
+
+        Where it is not known how many blocks are held, all are: else none would be pushed out.
+        """
+        num_held = self.num_blocks if self.num_held is None else self.num_held
+        return num_held / self.removed_per_s if num_held and self.removed_per_s else None
 
 
 class Worker:
@@ -84,6 +88,7 @@ class Worker:
         # What its engine last said of its load. None: nothing yet, nothing for a while, or nothing credible. That is no sign
         # of idleness: what we have in flight there is all that is known then.
         self.load: EngineLoad | None = None
+        self.asks_orca = False  # whether its answers are to bring load reports
         self._is_retired = False
 
     def __repr__(self) -> str:

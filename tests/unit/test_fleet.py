@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ from sluice.config import Settings
 from sluice.discovery.base import Found
 from sluice.discovery.managed import write_workers
 from sluice.fleet import Fleet
-from sluice.worker import Worker
+from sluice.worker import EngineLoad, Worker
+from tests.support import scripts
+from tests.support import vllm_shapes as vllm
+from tests.support.raw_server import Connection, Request
+from tests.support.scripted_worker import ScriptedWorker
 from tests.unit.hot_path import InOrder
 from tests.unit.in_process import CHAT, Gateway, serving, settings
 from tests.unit.loadtest.simfleet_client import fleet as sim_fleet
@@ -38,10 +42,14 @@ class Telling(InOrder):
         self.facts.append(worker)
 
 
-@asynccontextmanager
-async def following(running: SimFleet, **workers: Any) -> AsyncIterator[tuple[Fleet, Worker, Telling]]:
+def following(running: SimFleet, **workers: Any) -> AbstractAsyncContextManager[tuple[Fleet, Worker, Telling]]:
     """Our fleet over the first worker of a simulated one, while it follows it closely."""
-    route = {"workers": {"static": [running.workers[0].url]} | workers, "policy": "tests.unit.test_fleet:Telling"}
+    return following_url(running.workers[0].url, **workers)
+
+
+@asynccontextmanager
+async def following_url(url: str, **workers: Any) -> AsyncIterator[tuple[Fleet, Worker, Telling]]:
+    route = {"workers": {"static": [url]} | workers, "policy": "tests.unit.test_fleet:Telling"}
     probes = {"health_interval_s": 0.02, "load_interval_s": 0.02}
     ours = Fleet(Settings.model_validate({"routes": {"smollm2": route}, "probes": probes}), asyncio.get_running_loop().time, {})
     [membership] = ours.memberships.values()
@@ -106,6 +114,28 @@ async def test_kv_events_tell_of_an_emptied_cache():
             while not policy.forgotten:  # until it has subscribed
                 await post(running, "/v1/completions", **ask)
                 await post(running, "/reset_prefix_cache")
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_answers_that_are_no_streams_may_bring_a_load_report(tmp_path: Path, asks: bool):
+    seen: list[str | None] = []
+    answer = vllm.chat_reply({"role": "assistant", "content": "hi"}, model="smollm2", id="1", prompt=5, completion=1)
+
+    async def reply(request: Request, connection: Connection) -> None:
+        seen.append(request.header("endpoint-load-metrics-format"))
+        report = "TEXT named_metrics.kv_cache_usage_perc=0.5, named_metrics.num_requests_waiting=3.0"
+        await scripts.reply(200, answer, headers=[("endpoint-load-metrics", report)])(request, connection)
+
+    async with ScriptedWorker() as scripted:
+        scripted.on(CHAT, reply, reply, None)
+        async with serving(settings(tmp_path, scripted, probes={"ask_orca": asks})) as gateway:
+            [worker] = gateway.pools[0].workers
+            worker.load = EngineLoad(num_running=2)
+            for stream in (False, True):
+                ask = {"model": "smollm2", "messages": [{"role": "user", "content": "Say hi"}], "stream": stream}
+                await gateway.request("POST", CHAT, json=ask)
+            assert (worker.load.num_waiting, worker.load.kv_usage) == ((3, 0.5) if asks else (0, 0))
+    assert seen == (["TEXT", None] if asks else [None, None])
 
 
 def test_what_workers_need_comes_from_their_route(tmp_path):

@@ -102,8 +102,10 @@ def test_after_a_gap_it_is_not_known_what_is_held_until_all_is_cleared():
     one = Followed()
     one.take(5, stored(1))
     one.now = RATES_S
-    one.take(6, stored(2))
-    assert one.worker.cache.num_held is None and one.worker.cache.age_s is None
+    one.take(6, stored(2), removed(1))
+    cache = one.worker.cache
+    assert cache.num_held is None and cache.age_s is None
+    assert cache._replace(num_blocks=1000).age_s == 10_000  # it must be full
     one.take(7, CLEARED)
     one.take(8, stored(3))
     one.now = 2 * RATES_S

@@ -149,9 +149,22 @@ def test_a_key_that_was_revoked_is_replaced(state: Path, parse: Parse) -> None:
 
 def test_replicas_share_a_route_and_each_has_its_own_port(parse: Parse) -> None:
     plan = up.prepare(parse("--replicas", "3"))
-    static = plan.settings.routes["smollm2"].workers.static
-    assert len(set(static)) == len(plan.jobs) == 3
-    assert [job.health_url for job in plan.jobs] == [f"{url}/health" for url in static]
+    file = plan.settings.routes["smollm2"].workers.managed
+    assert file is not None
+    workers = json.loads(file.read_text())["smollm2"]
+    assert len(workers) == len(plan.jobs) == 3
+    assert [job.health_url for job in plan.jobs] == [f"{url}/health" for url in workers]
+
+
+def test_a_worker_that_is_started_anew_is_another_one(parse: Parse) -> None:
+    plan = up.prepare(parse("--replicas", "2", "--with-embeddings"))
+    file = plan.settings.routes["smollm2"].workers.managed
+    assert file is not None and plan.settings.routes["all-minilm"].workers.managed == file
+    for pid, job in enumerate((*plan.jobs, plan.jobs[0]), start=1):
+        plan.started(job, pid)
+    workers = json.loads(file.read_text())
+    assert list(workers["smollm2"].values()) == ["launcher 4", "launcher 2"]
+    assert list(workers["all-minilm"].values()) == ["launcher 3"]
 
 
 def test_embeddings_are_a_route_of_their_own(parse: Parse) -> None:
@@ -296,7 +309,7 @@ async def test_a_signal_while_the_workers_load_ends_them(state: Path, parse: Par
     gateway = FakeGateway()
     plan = up.prepare(parse("--engine-args", "--never"))
     launched: asyncio.Queue[int] = asyncio.Queue()
-    display = WorkerDisplay(Console(file=StringIO()), launched.put_nowait)
+    display = WorkerDisplay(Console(file=StringIO()), lambda job, pid: launched.put_nowait(pid))
     serving = asyncio.create_task(up.serve(plan, gateway, display, lambda: None))
     async with asyncio.timeout(PATIENCE_S):
         session = await launched.get()

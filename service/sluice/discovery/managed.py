@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,21 @@ def write_workers(path: Path, routes: Mapping[str, Mapping[str, str]]) -> None:
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_bytes(orjson.dumps(routes, option=orjson.OPT_INDENT_2))
     fresh.replace(path)
+
+
+class Roster:
+    """The supervisor's side of the file: written now, and again at each start of a process."""
+
+    def __init__(self, path: Path, routes: Mapping[str, Iterable[str]]) -> None:
+        self._path = path
+        self._routes = {route: dict.fromkeys(urls, "") for route, urls in routes.items()}
+        write_workers(path, self._routes)
+
+    def started(self, url: str, identity: str) -> None:
+        for workers in self._routes.values():
+            if url in workers:
+                workers[url] = identity
+        write_workers(self._path, self._routes)
 
 
 class ManagedDiscovery(Discovery):

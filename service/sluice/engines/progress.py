@@ -13,10 +13,10 @@ from sluice.engines.base import Job
 class WorkerDisplay:
     """`Notices` for people. As a context manager it shows the start; what happens later is a line each.
 
-    `on_launch` is told the pid of every launcher.
+    `on_launch` is told every job that is started, and the pid of its launcher.
     """
 
-    def __init__(self, console: Console, on_launch: Callable[[int], None]) -> None:
+    def __init__(self, console: Console, on_launch: Callable[[Job, int], None]) -> None:
         self._console = console
         self._on_launch = on_launch
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -34,7 +34,7 @@ class WorkerDisplay:
             self._progress.stop()
 
     def launched(self, job: Job, pid: int) -> None:
-        self._on_launch(pid)
+        self._on_launch(job, pid)
         self._tasks[job.name] = self._progress.add_task(job.name)
 
     def stage(self, job: Job, stage: str) -> None:

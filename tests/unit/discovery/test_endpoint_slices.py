@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sluice.config import Kubernetes
@@ -18,8 +18,8 @@ def a_slice(*endpoints: Any, ports: Any = HTTP) -> dict[str, Any]:
     return {"endpoints": list(endpoints), "ports": ports}
 
 
-def found(*slices: Any, **settings: Any) -> set[Found]:
-    return set(merged(slices, Kubernetes.model_validate({"service": "vllm"} | settings)))
+def found(*slices: Any, **asked: Any) -> set[Found]:
+    return set(merged(slices, Kubernetes.model_validate({"service": "vllm"} | asked)))
 
 
 def test_slices_are_merged():
@@ -66,7 +66,7 @@ PORTS = [
 
 
 @pytest.mark.parametrize(
-    ("settings", "ports", "urls"),
+    ("asked", "ports", "urls"),
     [
         ({}, PORTS, {"http://10.0.0.1:9090"}),
         ({"port_name": "http"}, PORTS, {"http://10.0.0.1:8000"}),
@@ -77,8 +77,8 @@ PORTS = [
         ({}, None, set()),
     ],
 )
-def test_the_port_is_the_one_that_is_asked_for(settings, ports, urls):
-    assert {one.url for one in found(a_slice(pod("10.0.0.1", "u1"), ports=ports), **settings)} == urls
+def test_the_port_is_the_one_that_is_asked_for(asked, ports, urls):
+    assert {one.url for one in found(a_slice(pod("10.0.0.1", "u1"), ports=ports), **asked)} == urls
 
 
 @pytest.mark.parametrize("addresses", [None, [], ["vllm.internal"], ["10.0.0.1:80"], [7], "10.0.0.1"])
@@ -96,6 +96,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # the machine's fault, not the examples'
 @given(st.lists(st.fixed_dictionaries({}, optional={"endpoints": JSON, "ports": JSON | st.just(HTTP)}), max_size=3))
 def test_any_json_is_a_set_of_workers(slices):
     for one in found(*slices):

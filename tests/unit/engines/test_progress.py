@@ -14,7 +14,7 @@ JOB = Job("worker 1 (mine)", ("true",), os.environ, "", Path("/logs/[1].log"), V
 def shown(*, is_terminal: bool, stages: tuple[str, ...]) -> str:
     out = StringIO()
     launched: list[int] = []
-    display = WorkerDisplay(Console(file=out, force_terminal=is_terminal, width=80), launched.append)
+    display = WorkerDisplay(Console(file=out, force_terminal=is_terminal, width=80), lambda job, pid: launched.append(pid))
     with display:
         display.launched(JOB, 42)
         for stage in stages:
@@ -38,7 +38,7 @@ def test_a_terminal_shows_the_stage_while_it_lasts() -> None:
 
 def test_a_crash_is_said_and_the_next_start_is_shown_anew() -> None:
     out = StringIO()
-    display = WorkerDisplay(Console(file=out), lambda pid: None)
+    display = WorkerDisplay(Console(file=out), lambda job, pid: None)
     for _ in range(2):
         display.launched(JOB, 42)
         display.stage(JOB, "loading")
@@ -48,7 +48,7 @@ def test_a_crash_is_said_and_the_next_start_is_shown_anew() -> None:
 
 def test_a_crash_of_a_healthy_worker_is_said() -> None:
     out = StringIO()
-    display = WorkerDisplay(Console(file=out), lambda pid: None)
+    display = WorkerDisplay(Console(file=out), lambda job, pid: None)
     display.launched(JOB, 42)
     display.healthy(JOB, 1.0)
     display.crashed(JOB, "gone")

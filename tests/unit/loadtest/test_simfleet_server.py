@@ -146,6 +146,16 @@ async def test_a_full_queue_is_a_503_that_computes_nothing() -> None:
     assert re.search(r"vllm:request_params_n_count\{.*\} 1\.0", page)
 
 
+async def test_some_metrics_are_given_below_their_path_and_by_the_path_itself_all() -> None:
+    names = ["vllm:num_requests_running", "vllm:generation_tokens_total", "vllm:cache_config_info"]
+    query = {"name[]": names}
+    async with fleet() as running, client(running) as http:
+        some, whole = (await http.get("/metrics/", params=query)).text, (await http.get("/metrics", params=query)).text
+        assert (await http.get("/metrics/")).text == whole
+    assert [line.partition("{")[0] for line in some.splitlines() if not line.startswith("#")] == names
+    assert len(whole) > 20 * len(some)
+
+
 async def test_a_client_that_leaves_is_forgotten_at_once_waiting_or_streaming() -> None:
     async with fleet(warp=0.1, worker={"profile": PLAIN.changed(max_num_seqs=1)}) as running:
         async with connection(running) as (_, first), connection(running) as (_, second):
