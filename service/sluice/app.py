@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from sluice.access_log import AccessLog
 from sluice.admission.replicas import ReplicaCount
 from sluice.admission.route import Admission
-from sluice.api import admin, docs, errors, models, ops, retrieval
+from sluice.api import admin, docs, errors, models, ops, retrieval, vector_stores
 from sluice.api.bodies import BodyReader, Buffers
 from sluice.api.calls import CallMaker
 from sluice.api.openai import HotEndpoints
@@ -38,7 +38,7 @@ from sluice.metrics import Metrics
 from sluice.middleware import Edge
 from sluice.pool import Pool
 from sluice.response_ids import ResponseIds
-from sluice.retrieving import hook_of
+from sluice.retrieving import Retrieving, retrieving
 from sluice.server.http_server import HttpServer, bind, make_server, stopping_on_signals
 from sluice.tracing.base import Tracing
 
@@ -60,6 +60,7 @@ class App:
     replicas: ReplicaCount
     http: HttpJson
     resources: AsyncExitStack  # what else is open, and is closed with the background
+    retrieving: Retrieving
 
 
 def build(
@@ -86,16 +87,7 @@ def build(
     metrics.watch_queues(lambda: {name: served.admission.state() for name, served in routes.items()})
     metrics.watch_fleet(fleet.worker_rows, fleet.pool_rows)
     gateway, http, resources = Gateway(routes, clock), HttpJson(), AsyncExitStack()
-    hook = hook_of(
-        settings,
-        gateway=gateway,
-        routes=routes,
-        embedded=None,
-        http=http,
-        resources=resources,
-        metrics=metrics,
-        clock=clock,
-    )
+    sources = retrieving(settings, gateway=gateway, routes=routes, http=http, resources=resources, metrics=metrics, clock=clock)
     hot = HotEndpoints(
         gateway=gateway,
         routes=routes,
@@ -104,7 +96,7 @@ def build(
             directory=directory,
             ids=ResponseIds(secret),
             bulk=bulk,
-            hook=hook,
+            hook=sources.hook,
             steering=Steering(secret, clock, time.time),
         ),
         door=keys,
@@ -117,13 +109,22 @@ def build(
     rest = FastAPI(title="Sluice", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     errors.install(rest)
     rest.include_router(models.router(directory, routes, keys))
-    rest.include_router(retrieval.router(hook, keys, reader, buffers))
+    rest.include_router(retrieval.router(sources.hook, keys, reader, buffers))
+    if sources.process is not None and sources.hook is not None:
+        relaying = vector_stores.Relaying(
+            door=keys,
+            process=sources.process,
+            embedding_model=settings.retrieval.embedding_route,
+            idle_s=settings.client_timeouts.body_idle_s,
+            metrics=metrics.retrieval,
+        )
+        rest.include_router(vector_stores.router(relaying, sources.hook, reader, buffers))
     rest.include_router(admin.router(routes, replicas, keys))
     rest.include_router(ops.router(readiness, metrics.registry, keys))
     docs.install(rest)
     edge = Edge(hot, rest, origins=settings.server.cors_origins, log=log, clock=clock, wall_clock=time.time)
     probes_and_metrics = ops.metrics_app(readiness, metrics.registry)
-    return App(edge, probes_and_metrics, readiness, routes, fleet, keys, buffers, bulk, replicas, http, resources)
+    return App(edge, probes_and_metrics, readiness, routes, fleet, keys, buffers, bulk, replicas, http, resources, sources)
 
 
 async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None = None) -> None:
@@ -155,10 +156,11 @@ async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None 
 @asynccontextmanager
 async def background(app: App, settings: Settings) -> AsyncIterator[None]:
     """The loops that run beside the requests: workers and their probes, queues, and the keys file. They end with the block."""
-    async with app.bulk, app.http, app.resources, _closing(app.fleet), asyncio.TaskGroup() as tasks:
+    async with app.bulk, app.http, app.resources, _closing(app.fleet), app.retrieving, asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(app.door.watch(KEYS_WATCH_S)), tasks.create_task(app.replicas.watch())]
         running += [tasks.create_task(membership.run()) for membership in app.fleet.memberships.values()]
         running += [tasks.create_task(served.admission.run()) for served in app.routes.values()]
+        running.append(tasks.create_task(app.retrieving.run()))
         try:
             yield
         finally:

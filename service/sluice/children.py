@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import orjson
 
+from sluice.config import Embedding
 from sluice.errors import GatewayError, RetrievalUnavailable
 from sluice.gateway import Gateway, Served
 from sluice.retrieval.base import Weights
@@ -109,21 +110,21 @@ class Children:
 class RouteEmbedder:
     """`retrieval.base.Embedder` over a route of the gateway."""
 
-    def __init__(self, children: Children, route: str, *, weights: Weights | None = None) -> None:
+    def __init__(self, children: Children, route: str, settings: Embedding) -> None:
         self._children = children
         self._route = route
+        self._prefixes = {"query": settings.query_prefix, "passage": settings.passage_prefix}
         self.model_id = route
-        self.weights = weights or Weights()
+        self.weights = Weights(settings.text_weight, settings.vector_weight)
 
     async def embed(
         self, texts: Sequence[str], *, tenant: Tenant, kind: Literal["query", "passage"], deadline: float
     ) -> list[list[float]]:
         vectors: list[list[float]] = []
         for at in range(0, len(texts), MAX_EMBEDDED_TEXTS):
-            part = list(texts[at : at + MAX_EMBEDDED_TEXTS])
-            reply = await self._children.ask(
-                Endpoint.EMBEDDINGS, {"input": part}, route=self._route, tenant=tenant, deadline=deadline
-            )
+            part = [self._prefixes[kind] + text for text in texts[at : at + MAX_EMBEDDED_TEXTS]]
+            asked = {"input": part, "truncate_prompt_tokens": -1}  # a passage may be longer than the model's context
+            reply = await self._children.ask(Endpoint.EMBEDDINGS, asked, route=self._route, tenant=tenant, deadline=deadline)
             vectors += _embeddings(reply, len(part), self._route)
         if len({len(vector) for vector in vectors}) > 1:
             raise _strange(self._route)

@@ -26,6 +26,7 @@ from sluice.check import Finding, as_table, examine
 from sluice.config import ConfigError, Settings, load
 from sluice.keys import door
 from sluice.keys_file import KeyEntry, add_to_file, checked_name, instant, new_key, read_keys, revoke_in_file
+from sluice.loading import load as load_attribute
 
 KEY_MEMBERS = ("rpm", "tpm", "concurrency", "priority", "weight", "names_users")  # of `sluice key new`, as in the file
 
@@ -60,6 +61,16 @@ def serve(args: argparse.Namespace) -> int:
     where = f" on http://{host}:{settings.server.port}" if settings.server.port else ""
     run_server: RunServer = args.run_server
     uvloop.run(run_server(settings, on_ready=lambda: _say(f"ready{where}")))
+    return Exit.OK
+
+
+def retrieval(args: argparse.Namespace) -> int:
+    """The process of files and vector stores, for several gateways. It is loaded here alone: it is large."""
+    settings = load(args.config)
+    variable = settings.retrieval.token_env
+    if variable is None:
+        raise ConfigError(f"{args.config}: retrieval.token_env: name the variable with the secret that gateways show")
+    load_attribute("sluice.retrieval_app:run", setting="retrieval")(settings.retrieval, os.environ[variable])
     return Exit.OK
 
 
@@ -175,6 +186,8 @@ def _parser(run_server: RunServer) -> argparse.ArgumentParser:
     example = "sluice up\nsluice up --model ./my-model --replicas 2 --port 8080"
     up.add_arguments(_command(commands, "up", up.run, here, example, takes_config=False))
     _command(commands, "serve", serve, "run the gateway", "sluice serve --config sluice.yaml")
+    shared = "sluice retrieval --config sluice.yaml"
+    _command(commands, "retrieval", retrieval, "keep files and vector stores for several gateways", shared)
     _command(commands, "check", check, "validate the configuration and ask every worker", "sluice check")
     _key_commands(commands)
     _command(commands, "version", version, "print the version", "sluice version", takes_config=False)

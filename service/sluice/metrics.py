@@ -67,11 +67,12 @@ class RouteMetrics:
 class RetrievalMetrics:
     """What calls with retrieval count."""
 
-    __slots__ = ("_calls", "_failures", "_passages", "_seconds", "_tokens")
+    __slots__ = ("_calls", "_failures", "_passages", "_seconds", "_store_requests", "_tokens")
 
     def __init__(self) -> None:
         self._calls: dict[tuple[str, str], int] = {}
         self._failures: dict[str, int] = {}
+        self._store_requests: dict[tuple[str, int], int] = {}
         self._seconds = Histogram(RETRIEVAL_S)
         self._passages = 0
         self._tokens = 0
@@ -82,6 +83,10 @@ class RetrievalMetrics:
         self._seconds.observe(seconds)
         self._passages += num_passages
         self._tokens += num_tokens
+
+    def store_request(self, method: str, status: int) -> None:
+        key = (method, status)
+        self._store_requests[key] = self._store_requests.get(key, 0) + 1
 
     def failed(self, code: str) -> None:
         self._failures[code] = self._failures.get(code, 0) + 1
@@ -101,9 +106,16 @@ class RetrievalMetrics:
         )
         for code, count in list(self._failures.items()):
             failures.add_metric([code], count)
+        stores = CounterMetricFamily(
+            "sluice_store_requests",
+            "Requests for files and vector stores that were relayed or searched.",
+            labels=["method", "status"],
+        )
+        for (method, status_code), count in list(self._store_requests.items()):
+            stores.add_metric([method, str(status_code)], count)
         seconds = HistogramMetricFamily("sluice_retrieval_seconds", "What retrieval added to the time of a call.", labels=[])
         self._seconds.show(seconds, [])
-        yield from (calls, failures, seconds)
+        yield from (calls, failures, stores, seconds)
         yield CounterMetricFamily("sluice_retrieval_passages", "Passages put into prompts.", value=self._passages)
         yield CounterMetricFamily("sluice_retrieval_context_tokens", "Their tokens, as estimated.", value=self._tokens)
 

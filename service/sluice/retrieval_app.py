@@ -10,20 +10,21 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from fastapi import FastAPI
 
 from sluice.api import errors
 from sluice.api.stores import endpoints, internal
 from sluice.api.stores.trust import Trust
-from sluice.config import ClientTimeouts, Server, Stores
+from sluice.config import ClientTimeouts, ConfigError, Server, Stores
 from sluice.ingest.base import Limits
 from sluice.ingest.pipeline import Ingestion
 from sluice.ingest.vectors import VectorWork
 from sluice.ingest.worker import FileReader
 from sluice.retrieval.process import socket_path
 from sluice.retrieval.storage import Storage, Taken
-from sluice.server.http_server import make_server, stopping_on_signals
+from sluice.server.http_server import HttpServer, bind, make_server, stopping_on_signals
 
 NICENESS = 5  # streams go before searches
 DRAIN_S = 5.0
@@ -45,8 +46,8 @@ def build(storage: Storage, ingestion: Ingestion, work: VectorWork, settings: St
 
 
 @asynccontextmanager
-async def running(settings: Stores, token: str | None) -> AsyncIterator[FastAPI]:
-    """The app with its loops beside it. Raises `Taken` where another process has the folder."""
+async def running(settings: Stores, token: str | None) -> AsyncIterator[tuple[FastAPI, VectorWork]]:
+    """The app with its loops beside it, and what must be closed for it to end. Raises `Taken` where another has the folder."""
     limits = settings.limits
     read = Limits(limits.text_bytes, limits.read_timeout_s, limits.read_memory_bytes)
     storage = Storage(settings.path, clock=time.monotonic, wall_clock=time.time, memory_bytes=limits.memory_bytes)
@@ -57,7 +58,7 @@ async def running(settings: Stores, token: str | None) -> AsyncIterator[FastAPI]
             ingestion = Ingestion(storage, reader, on_parsed=work.wake)
             loops = [tasks.create_task(ingestion.run()), tasks.create_task(ingestion.run_expiry())]
             try:
-                yield build(storage, ingestion, work, settings, token)
+                yield build(storage, ingestion, work, settings, token), work
             finally:
                 for loop in loops:
                     loop.cancel()
@@ -74,7 +75,7 @@ def main_child() -> None:
 
 
 async def _serve_child(settings: Stores, listener: socket.socket, folder: int) -> None:
-    async with running(settings, None) as app:
+    async with running(settings, None) as (app, work):
         path = socket_path(folder)
         with suppress(FileNotFoundError):
             os.unlink(path)  # of a process that was killed: the lock is ours now
@@ -82,11 +83,16 @@ async def _serve_child(settings: Stores, listener: socket.socket, folder: int) -
         listener.bind(path)
         listener.setblocking(False)
         server = make_server(app, Server(access_log=False), ClientTimeouts(), port=0, drain_timeout_s=DRAIN_S)
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, server.stop)
-        loop.add_reader(sys.stdin.fileno(), _input_ended, loop, server.stop)
+        loop, stop = asyncio.get_running_loop(), partial(_stop, server, work)
+        loop.add_signal_handler(signal.SIGTERM, stop)
+        loop.add_reader(sys.stdin.fileno(), _input_ended, loop, stop)
         await server.serve(sockets=[listener])
         os.unlink(path)
+
+
+def _stop(server: HttpServer, work: VectorWork) -> None:
+    work.close()
+    server.stop()
 
 
 def _input_ended(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
@@ -95,10 +101,23 @@ def _input_ended(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> N
         stop()
 
 
+def run(settings: Stores, token: str) -> None:
+    """One for several gateways, on a port, until SIGTERM. Raises `ConfigError` where it cannot start."""
+    try:
+        listener = bind(settings.host, settings.port)
+    except OSError as exc:
+        raise ConfigError(f"retrieval: cannot listen on {settings.host}:{settings.port}: {exc.strerror}") from exc
+    with listener:
+        try:
+            asyncio.run(_serve_shared(settings, listener, token))
+        except Taken:
+            raise ConfigError(f"retrieval.path: {settings.path} belongs to another process that runs") from None
+
+
 async def _serve_shared(settings: Stores, listener: socket.socket, token: str) -> None:
-    async with running(settings, token) as app:
+    async with running(settings, token) as (app, work):
         server = make_server(app, Server(access_log=False), ClientTimeouts(), port=0, drain_timeout_s=DRAIN_S)
-        with stopping_on_signals(asyncio.get_running_loop(), server.stop):
+        with stopping_on_signals(asyncio.get_running_loop(), partial(_stop, server, work)):
             where = listener.getsockname()
             print(f"sluice retrieval: ready on http://{where[0]}:{where[1]}", file=sys.stderr, flush=True)
             await server.serve(sockets=[listener])

@@ -89,6 +89,8 @@ def type_of(kind: Any, metadata: list[Any]) -> str:
     names = {str: "text", bool: "true or false", Path: "path", datetime: "date", int: "integer", float: "seconds"}
     if kind is float and any(isinstance(one, annotated_types.Le) and one.le == 1 for one in metadata):
         return "share, 0 to 1"
+    if kind is float and any(isinstance(one, annotated_types.Ge) for one in metadata):
+        return "number" + bounds_of(metadata)
     return names[kind] + (bounds_of(metadata) if kind in (int, float) else "")
 
 

@@ -287,3 +287,54 @@ async def test_a_ca_file_that_is_none_is_refused(http, tmp_path, content):
         await http.get_json("https://127.0.0.1:9", timeout_s=PATIENT_S, ca_file=ca_file)
 
     assert caught.value.kind == "refused" and "ca.pem: not a file of CA certificates" in str(caught.value)
+
+
+# Streams
+
+
+async def test_a_body_goes_out_and_an_answer_comes_in_pieces_whatever_its_status(http):
+    async def pieces():
+        for number in range(3):
+            yield f"part {number};".encode()
+
+    async with OneScript(scripts.reply(413, {"error": "too much"})) as server:
+        headers = {"content-type": "text/plain"}
+        async with http.stream("POST", f"{server.url}/x", headers=headers, content=pieces(), idle_s=PATIENT_S) as answer:
+            data = b"".join([chunk async for chunk in answer.body])
+
+    [request] = server.requests
+    assert (answer.status, data) == (413, b'{"error":"too much"}')
+    assert request.body == b"part 0;part 1;part 2;" and request.header("content-type") == "text/plain"
+    assert (b"content-type", b"application/json") in answer.headers
+
+
+async def test_a_stream_that_is_left_lets_go_of_its_connection(http):
+    async with OneScript(scripts.reply(200, {})) as server:
+        async with http.stream("GET", server.url, headers={}, idle_s=PATIENT_S):
+            pass
+        async with http.stream("GET", server.url, headers={}, idle_s=PATIENT_S) as answer:
+            assert [chunk async for chunk in answer.body] == [b"{}"]
+
+
+async def test_a_stream_ends_with_an_error_of_ours_before_and_after_its_head(http):
+    for script, kind in (
+        (scripts.never_answers(), "timeout"),
+        (scripts.raw(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nab"), ""),
+    ):
+        async with OneScript(script) as server:
+            with pytest.raises(HttpJsonError) as caught:
+                async with http.stream("GET", server.url, headers={}, idle_s=0.2) as answer:
+                    assert [chunk async for chunk in answer.body] == []
+        assert not kind or caught.value.kind == kind
+
+
+async def test_a_unix_socket_is_asked_whatever_the_url_says(tmp_path):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /x HTTP/1.1\r\nHost: nowhere")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    path = str(tmp_path / "s")
+    async with await asyncio.start_unix_server(serve, path), HttpJson(unix_socket=path) as http:
+        assert await http.get_json("http://nowhere/x", timeout_s=PATIENT_S) == {}

@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 
 from sluice import __version__
+from sluice.api.vector_stores import RELAYED, SEARCH
 from sluice.types import Endpoint
 
 ANY: dict[str, Any] = {}
@@ -62,6 +63,8 @@ FAILURES = {
     "/metrics": ("401", "403", "429"),
 }
 FAILURES |= {"/v1/retrieval/{call_id}": ("401", "404", "429"), "/v1/retrieval": ("400", "401", "404", "429", "503", "504")}
+STORE_FAILURES = ("400", "401", "404", "408", "413", "415", "429", "503", "504")
+FAILURES |= dict.fromkeys([*(path for _, path, _ in RELAYED), SEARCH], STORE_FAILURES)
 FOR_ADMINS = frozenset({"403"})
 PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
 ERROR = {

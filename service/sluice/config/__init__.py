@@ -10,7 +10,7 @@ from sluice.config.retrieval import OnCall, Retrieval, RetrieverSettings
 from sluice.config.routes import Bounds, DefaultRetrieval, Route, Timeouts
 from sluice.config.server import Auth, ClientTimeouts, Server
 from sluice.config.settings import Settings, load
-from sluice.config.stores import Stores
+from sluice.config.stores import Embedding, Stores
 from sluice.config.tracing import TracingSettings
 from sluice.config.workers import Dns, Kubernetes, Probes, Workers
 from sluice.yaml_lines import ConfigError
@@ -20,6 +20,7 @@ __all__ = [
     "Bounds",
     "ClientTimeouts",
     "ConfigError",
+    "Embedding",
     "DefaultRetrieval",
     "Dns",
     "Kubernetes",

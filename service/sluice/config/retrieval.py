@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from sluice.config.base import Positive, Seconds, Section
+from sluice.config.stores import Stores
 from sluice.yaml_lines import Mistake
 
 StoreId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$")]
@@ -67,7 +68,7 @@ class RetrieverSettings(Section):
         return self
 
 
-class Retrieval(Section):
+class Retrieval(Stores):
     """Files, vector stores, and searches on calls."""
 
     embedding_route: str | None = None
@@ -80,7 +81,7 @@ class Retrieval(Section):
             name: one.model_copy(update={"ca_file": folder / one.ca_file if one.ca_file else None})
             for name, one in self.retrievers.items()
         }
-        return self.model_copy(update={"retrievers": retrievers})
+        return self.model_copy(update={"retrievers": retrievers, "path": folder / self.path})
 
     @model_validator(mode="after")
     def _ids_are_unique(self) -> Self:

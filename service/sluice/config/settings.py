@@ -69,9 +69,12 @@ class Settings(Section):
         environment = (info.context or {}).get("environment")
         if environment is None:
             return self
-        named = [(("routes", name, "workers", "api_key_env"), r.workers.api_key_env) for name, r in self.routes.items()]
+        named: list[tuple[tuple[str, ...], str | None]] = [
+            (("routes", name, "workers", "api_key_env"), r.workers.api_key_env) for name, r in self.routes.items()
+        ]
         named += [(("retrieval", "retrievers", n, "api_key_env"), r.api_key_env) for n, r in self.retrieval.retrievers.items()]
-        for key, variable in [(("server", "secret_env"), self.server.secret_env), *named]:
+        named += [(("server", "secret_env"), self.server.secret_env), (("retrieval", "token_env"), self.retrieval.token_env)]
+        for key, variable in named:
             if variable is not None and not environment.get(variable):
                 raise Mistake(f"the environment variable {variable} is not set", *key)
         return self

@@ -39,6 +39,12 @@ class VectorWork:
         self._leases: dict[tuple[str, int], float] = {}  # until when
         self._files: dict[tuple[str, int], str] = {}  # of what is leased
         self._arrived = asyncio.Event()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Who waits is sent away: the process ends."""
+        self._is_closed = True
+        self._arrived.set()
 
     def wake(self) -> None:
         """There are more texts."""
@@ -48,13 +54,19 @@ class VectorWork:
         """The next batch for this model; None where none has come in `wait_s`."""
         try:
             async with asyncio.timeout(wait_s):
-                while True:
+                while not self._is_closed:
                     self._arrived.clear()
                     if (batch := await self._next(model)) is not None:
                         return batch
                     await self._arrived.wait()
         except TimeoutError:
-            return None
+            pass
+        return None
+
+    def give_back(self, batch: Batch) -> None:
+        """Whoever took it has gone before it got there."""
+        self._released(batch.store_id, batch.ids)
+        self._arrived.set()
 
     async def put(self, store_id: str, ids: Sequence[int], vectors: np.ndarray) -> None:
         """Raises `ValueError` for vectors that cannot be among those that the store has."""

@@ -6,7 +6,7 @@ slot, and every failure is still a real status. What was given is kept for its o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -116,10 +116,10 @@ class Hook:
             self._metrics.failed(failure.code)
         return given
 
-    async def search(self, tenant: Tenant, wish: Wish, query: str) -> SearchResult:
+    async def search(self, tenant: Tenant, wish: Wish, queries: Sequence[str]) -> SearchResult:
         """A search that belongs to no call; counted among the tenant's."""
         with self._turn(tenant):
-            return await self._searcher.search(tenant, wish, [query])
+            return await self._searcher.search(tenant, wish, queries)
 
     async def _given(self, call: Call, ask: Ask, wish: Wish, began_at: float) -> Given:
         queries, notes = await rewritten(

@@ -73,6 +73,8 @@ class RemoteRetriever:
         timeout_s = deadline - self._clock()
         if timeout_s <= 0:
             raise RetrievalTimeout("The search did not begin within its deadline.")
+        if not self._process.has_data():  # nobody has ever made a store: no process is started to say so
+            raise StoreNotFound(stores[0].id)
         weights = weights or self._weights
         body = wire.SearchBody(
             stores=tuple(store.id for store in stores),

@@ -8,6 +8,7 @@ from fastapi.openapi.models import OpenAPI
 
 from sluice import __version__
 from sluice.api import docs
+from sluice.api.vector_stores import RELAYED, SEARCH
 from sluice.types import Endpoint
 from tests.support.scripted_worker import ScriptedWorker
 from tests.unit.api.test_openai import form
@@ -55,6 +56,8 @@ async def test_it_has_every_endpoint_that_is_open_and_no_other(gateway: Gateway)
         ("GET", "/livez"),
         ("GET", "/readyz"),
         ("GET", "/metrics"),
+        ("POST", SEARCH),
+        *((method, path) for method, path, _ in RELAYED),
     ]
     assert set(operations(await document(gateway))) == {*others, *(("POST", endpoint.value) for endpoint in Endpoint)}
 
@@ -65,7 +68,7 @@ async def test_what_it_says_of_keys_is_true(gateway: Gateway):
         assert needs_key == (path not in KEYLESS)
         assert spec.get("security") == (None if needs_key else [])
         body = {"body": b""} if method == "POST" else {}
-        response = await gateway.request(method, re.sub("{.*}", "x", path), key=None, **body)
+        response = await gateway.request(method, re.sub("{.*?}", "x", path), key=None, **body)
         assert (response.status == 401) == needs_key, path
 
 

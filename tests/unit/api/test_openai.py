@@ -86,7 +86,7 @@ CLOSED = """
 /start_profile /stop_profile /fault_tolerance/apply /fault_tolerance/status /cohere/v2/chat /sleep /wake_up /is_sleeping
 /release_kv_cache_memory /collective_rpc /reset_prefix_cache /reset_mm_cache /reset_encoder_cache /server_info /pause /resume
 /is_paused /abort_requests /update_weights /get_world_size /v1/chat/completions/../../../collective_rpc /v1 / /v1/chat
-/v1/responses/abc/input_items /v1/responses/abc/cancel/now /v1/files /admin /v1/chat/completions/abc
+/v1/responses/abc/input_items /v1/responses/abc/cancel/now /v1/uploads /admin /v1/chat/completions/abc
 """.split()
 
 

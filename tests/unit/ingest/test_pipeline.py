@@ -253,6 +253,23 @@ async def test_who_waits_is_woken_by_what_arrives(tmp_path: Path):
     assert batch is not None and batch.texts == ("alpha",)
 
 
+async def test_who_waits_is_sent_away_when_the_process_ends_and_what_did_not_arrive_is_given_back(tmp_path: Path):
+    async with filled(tmp_path) as here:
+        work = VectorWork(here.storage, Clock())
+        waiting = asyncio.create_task(work.take("m", wait_s=5))
+        await asyncio.sleep(0)
+        await ingested(here, "alpha")
+        work.wake()
+        batch = await waiting
+        work.give_back(batch)
+        assert await work.take("m", wait_s=1) == batch
+
+        waiting = asyncio.create_task(work.take("m", wait_s=5))
+        await asyncio.sleep(0)
+        work.close()
+        assert await waiting is None and await work.take("m", wait_s=5) is None
+
+
 async def test_a_file_that_the_model_refuses_has_failed_and_is_found_by_its_words(tmp_path: Path):
     async with filled(tmp_path) as here:
         store, file_id = await ingested(here, "alpha")

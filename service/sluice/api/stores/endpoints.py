@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
+from starlette.requests import ClientDisconnect
 
 from sluice.api.stores import asked, shapes
 from sluice.api.stores.trust import Trust
@@ -44,7 +46,10 @@ def file_router(storage: Storage, trust: Trust, *, upload_limit_bytes: int, tena
         file_id = new_id("file-")
         path = storage.uploads / file_id
         content_type = request.headers.get("content-type", "")
-        uploaded = await receive(_stream(request), content_type, path, limit_bytes=limit)
+        try:
+            uploaded = await receive(_stream(request), content_type, path, limit_bytes=limit)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it, and nothing was kept
         try:
             purpose, expires_s = _purpose(uploaded.fields), _expires_s(uploaded.fields)
         except BadRequest:
@@ -109,7 +114,7 @@ def store_router(storage: Storage, trust: Trust, *, wake: Callable[[], None], no
             description=asked.text(body, "description", max_chars=512),
             metadata=asked.metadata(body),
             expires_days=asked.expires_days(body),
-            embedding_model=request.headers.get(MODEL_HEADER) or None,
+            embedding_model=unquote(request.headers.get(MODEL_HEADER, "")) or None,
             attachments=asked.attachments(body, is_required=False),
         )
         wake()

@@ -39,6 +39,9 @@ def router(storage: Storage, trust: Trust, work: VectorWork) -> APIRouter:
         trust.check(request)
         asked = _decoded(await request.body(), wire.TakeBody)
         batch = await work.take(asked.model, wait_s=min(asked.wait_s, MAX_WAIT_S))
+        if batch is not None and await request.is_disconnected():
+            work.give_back(batch)
+            batch = None
         if batch is None:
             return Response(b"null", media_type="application/json")
         found = wire.TakenBody(batch.store_id, batch.tenant, batch.ids, batch.texts)

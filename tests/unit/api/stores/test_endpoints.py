@@ -44,7 +44,7 @@ class Here:
 async def here(tmp_path: Path) -> AsyncIterator[Here]:
     limits = {"upload_bytes": 20_000, "tenant_bytes": 30_000, "text_bytes": 4096, "read_memory_bytes": 400_000_000}
     settings = Stores.model_validate({"path": tmp_path / "data", "limits": limits})
-    async with running(settings, TOKEN) as app:
+    async with running(settings, TOKEN) as (app, _):
         yield Here(app, tmp_path / "data")
 
 
