@@ -20,7 +20,7 @@ E2E := $(BIN)/pytest tests/e2e -o faulthandler_timeout=900 -o faulthandler_exit_
 export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install engine model up lint type unit cover e2e test-deploy test bench loadtest lock clean
+.PHONY: help install engine model up lint type unit cover e2e test-deploy test bench loadtest lock clean retrieval-quality retrieval-study
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -72,6 +72,12 @@ bench: .venv/.dev ## what a request and an event cost, beside the reference
 
 loadtest: .venv/.dev ## two minutes of locust against a simulated fleet: a table, a page with plots, SLOs
 	@$(BIN)/python -m loadtest $(ARGS)
+
+retrieval-quality: .venv/.dev ## nDCG@10 of search, on collections named by SLUICE_RETRIEVAL_DATA
+	@$(BIN)/python -m tests.quality.retrieval_quality
+
+retrieval-study: .venv/.dev ## 100,000 passages: ingestion, kill -9, latency, streams beside searches
+	@$(BIN)/python -m loadtest.retrieval_study $(ARGS)
 
 lock: .venv-lock/bin/uv ## resolve the dependencies anew: deploy/locks/*.txt
 	@set -e; export UV_CUSTOM_COMPILE_COMMAND="make lock"; cd deploy/locks; \

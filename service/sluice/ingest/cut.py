@@ -48,7 +48,16 @@ def estimated_tokens(text: str) -> float:
 
 
 def cut(source: Text, max_tokens: int, overlap_tokens: int) -> Iterator[Passage]:
-    """The passages in their order. Short sections that follow each other share one."""
+    """The passages in their order, each with something that the ones before it had not."""
+    end = 0
+    for passage in _passages(source, max_tokens, overlap_tokens):
+        if passage.char_end > end:
+            end = passage.char_end
+            yield passage
+
+
+def _passages(source: Text, max_tokens: int, overlap_tokens: int) -> Iterator[Passage]:
+    """Short sections that follow each other share one."""
     text = source.text
     pending: list[_Unit] = []
     title = ""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sluice.errors import BadRequest, StoreNotFound
+from sluice.errors import BadRequest, StoreExpired, StoreNotFound
 from sluice.retrieval.passages import connect, transaction
 from sluice.retrieval.worklist import WorkList
 
@@ -179,11 +179,21 @@ class Catalog:
             self._touch(tenant, store_id)
         return self.store(tenant, store_id)
 
-    def touch(self, tenant: str, store_id: str) -> None:
-        """The store was used: its life is longer. To a minute, so that a search seldom writes."""
-        row = self._one("SELECT * FROM stores WHERE id = ? AND tenant = ?", [store_id, tenant], store_id, "vector store")
-        if self.now() - row["last_active_at"] >= 60:
-            self._touch(tenant, store_id)
+    def to_search(self, tenant: str, store_ids: Sequence[str]) -> dict[str, str | None]:
+        """Stores that are about to be searched, with their embedding models; they live longer for it, to a minute.
+
+        Raises `StoreNotFound` and `StoreExpired`.
+        """
+        found, now = {}, self.now()
+        for id in store_ids:
+            row = self._one("SELECT * FROM stores WHERE id = ? AND tenant = ?", [id, tenant], id, "vector store")
+            days, used_at = row["expires_days"], row["last_active_at"]
+            if days is not None and used_at + 86_400 * days <= now:
+                raise StoreExpired(f"The vector store {id} has expired.")
+            if now - used_at >= 60:
+                self._touch(tenant, id)
+            found[id] = row["embedding_model"]
+        return found
 
     def forget_store(self, tenant: str, store_id: str) -> None:
         with transaction(self._db):

@@ -32,6 +32,8 @@ RESTART_AFTER_S = 2.0  # a child that died at once is not started again at once
 END_S = 10.0
 CHILD = "from sluice.retrieval_app import main_child; main_child()"
 HOST = "http://retrieval"
+# Searches have threads of their own; those of the matrix library would fight them, and the streams, for the cores.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +143,10 @@ class ChildProcess:
 
     async def _launch(self, reach: Reach) -> None:
         child = self._child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", CHILD), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL
+            *(sys.executable, "-c", CHILD),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            env=os.environ | ONE_THREAD,
         )
         assert child.stdin is not None
         named = self._settings.model_dump_json(include=set(Stores.model_fields))

@@ -20,9 +20,6 @@ import numpy as np
 from sluice.errors import EmbeddingMismatch
 from sluice.retrieval.passages import POSITION_BITS, PassageReader
 
-MAX_WORDS = 24  # of a query, the rarest (`make retrieval-quality` shows what fewer would lose)
-MAX_SHARE = 0.4  # a word that stands in more of the passages is not looked for: nothing is lost by it
-SHARE_FROM = 1_000  # in a smaller store nothing is too common
 COMMON = 300  # a word in more passages than this is remembered
 SMALL = 20_000
 MAX_CHANGE = 0.02
@@ -30,6 +27,15 @@ MAX_AGE_S = 10.0
 SLICE_ROWS = 20_000
 
 Word = tuple[str, bool]  # as in tokens.Analyzer.query
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Which words of a query are looked for. `make retrieval-quality` shows what is lost by that: less than .005 of nDCG@10."""
+
+    max_words: int = 24  # the rarest
+    max_share: float = 0.4  # of the passages: a word that stands in more tells nothing
+    share_from: int = 1_000  # in a smaller store nothing is too common
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +53,10 @@ class Posting:
 class Lexicon:
     """How common words are in a store, and where the common ones stand."""
 
-    def __init__(self, ids: np.ndarray, made_at: float) -> None:
+    def __init__(self, ids: np.ndarray, made_at: float, bounds: Bounds) -> None:
         self.ids = ids  # of all passages, rising
         self.made_at = made_at
+        self._bounds = bounds
         self.num_bytes = int(ids.nbytes)
         # Filled by whichever search asks first; two that work out the same do no harm.
         self._frequencies: dict[Word, int] = {}
@@ -79,10 +86,11 @@ class Lexicon:
             if word not in frequencies:
                 frequencies[word] = reader.frequency(*word)
         there = sorted((word for word in words if frequencies[word]), key=frequencies.__getitem__)
-        if len(self.ids) >= SHARE_FROM:
-            bound = MAX_SHARE * len(self.ids)
+        bounds = self._bounds
+        if len(self.ids) >= bounds.share_from:
+            bound = bounds.max_share * len(self.ids)
             there = [word for word in there if frequencies[word] <= bound] or there[:1]
-        return there[:MAX_WORDS]
+        return there[: bounds.max_words]
 
     def _posting(self, reader: PassageReader, word: Word) -> Posting:
         posting = self._postings.get(word)
@@ -133,7 +141,8 @@ class Matrix:
 class Resident:
     """The memory of one store."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
         self.lock = threading.Lock()  # to make or change what follows
         self.lexicon: Lexicon | None = None
         self.matrix: Matrix | None = None
@@ -148,7 +157,7 @@ class Resident:
             found = self.lexicon
             if found is None or (self.num_changed and self._is_stale(found, now)):
                 self.num_changed = 0
-                found = self.lexicon = Lexicon(reader.ids(), now)
+                found = self.lexicon = Lexicon(reader.ids(), now, self._bounds)
             return found
 
     def _is_stale(self, lexicon: Lexicon, now: float) -> bool:
@@ -183,8 +192,9 @@ class Resident:
 class Memory:
     """The residents of the stores that were searched last. `limit_bytes` bounds all of them together."""
 
-    def __init__(self, limit_bytes: int, clock: Callable[[], float]) -> None:
+    def __init__(self, limit_bytes: int, clock: Callable[[], float], bounds: Bounds) -> None:
         self.limit_bytes = limit_bytes
+        self._bounds = bounds
         self._clock = clock
         self._lock = threading.Lock()
         self._residents: OrderedDict[str, Resident] = OrderedDict()
@@ -199,7 +209,7 @@ class Memory:
     def of(self, store_id: str) -> Resident:
         """The store's resident, which is now the one that was searched last."""
         with self._lock:
-            resident = self._residents.setdefault(store_id, Resident())
+            resident = self._residents.setdefault(store_id, Resident(self._bounds))
             self._residents.move_to_end(store_id)
             return resident
 

@@ -23,7 +23,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sluice.retrieval.catalog import Catalog
 from sluice.retrieval.embedded import Engine
-from sluice.retrieval.resident import Memory
+from sluice.retrieval.resident import Bounds, Memory
 from sluice.retrieval.worklist import WorkList
 from sluice.retrieval.writer import Writer
 
@@ -38,11 +38,19 @@ class Taken(Exception):
 class Storage:
     """One folder. Used by `with`, which raises `Taken` where another process has it."""
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float], wall_clock: Callable[[], float], memory_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+        memory_bytes: int,
+        bounds: Bounds = Bounds(),  # noqa: B008  it is frozen
+    ) -> None:
         self.folder = folder
         self.uploads = folder / "files"
         self._wall_clock = wall_clock
-        self._memory = Memory(memory_bytes, clock)
+        self._memory = Memory(memory_bytes, clock, bounds)
         self._stack = ExitStack()
 
     def __enter__(self) -> Storage:

@@ -21,24 +21,44 @@ _WORD = re.compile(rf"([{CJK}]+)|[^\W_{CJK}]+")
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
+class Stems(dict[str, str]):
+    """Words and their stems, worked out when first met: looking one up costs a tenth of finding it out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stemmer = snowballstemmer.stemmer("porter")
+
+    def __missing__(self, word: str) -> str:
+        if len(self) >= MAX_CACHED:
+            self.clear()
+        stem = self[word] = self._stem(word[:MAX_WORD_CHARS])
+        return stem
+
+    def _stem(self, word: str) -> str:
+        if not word.isascii():
+            parts = unicodedata.normalize("NFD", word)
+            bare = "".join(one for one in parts if unicodedata.category(one) != "Mn")
+            word = unicodedata.normalize("NFC", bare) or word
+        return str(self._stemmer.stemWord(word)) if word.isascii() and word.isalpha() and len(word) > 2 else word
+
+
 class Analyzer:
     """Turns texts into words. Keeps the stems that it has worked out; one for each thread."""
 
     def __init__(self) -> None:
-        self._stemmer = snowballstemmer.stemmer("porter")
-        self._stems: dict[str, str] = {}
+        self.stems = Stems()
 
     def words(self, text: str) -> list[str]:
         """The words to index."""
-        found: list[str] = []
+        stem = self.stems.__getitem__
         if text.isascii():
-            self._add_stems(found, _ASCII_WORD.findall(text.lower()))
-            return found
+            return list(map(stem, _ASCII_WORD.findall(text.lower())))
+        found: list[str] = []
         for match in _WORD.finditer(unicodedata.normalize("NFKC", text).casefold()):
             if run := match[1]:
                 found += [run[at : at + 2] for at in range(len(run))]
             else:
-                self._add_stems(found, (match[0],))
+                found.append(stem(match[0]))
         return found
 
     def query(self, text: str) -> list[tuple[str, bool]]:
@@ -47,36 +67,12 @@ class Analyzer:
         for match in _WORD.finditer(unicodedata.normalize("NFKC", text).casefold()):
             run = match[1]
             if run is None:
-                asked.update(((stem, False), None) for stem in self._stemmed(match[0]))
+                asked[self.stems[match[0]], False] = None
             elif len(run) == 1:
                 asked[run, True] = None
             else:
                 asked.update(((run[at : at + 2], False), None) for at in range(len(run) - 1))
         return list(asked)
-
-    def _stemmed(self, word: str) -> list[str]:
-        found: list[str] = []
-        self._add_stems(found, (word,))
-        return found
-
-    def _add_stems(self, found: list[str], words: list[str] | tuple[str, ...]) -> None:
-        stems = self._stems
-        for word in words:
-            stem = stems.get(word)
-            if stem is None:
-                stem = self._stem(word[:MAX_WORD_CHARS])
-                if len(stems) >= MAX_CACHED:
-                    stems.clear()
-                stems[word[:MAX_WORD_CHARS]] = stem
-            if stem:
-                found.append(stem)
-
-    def _stem(self, word: str) -> str:
-        if not word.isascii():
-            parts = unicodedata.normalize("NFD", word)
-            word = "".join(one for one in parts if unicodedata.category(one) != "Mn")
-            word = unicodedata.normalize("NFC", word)
-        return str(self._stemmer.stemWord(word)) if word.isascii() and word.isalpha() and len(word) > 2 else word
 
 
 def quoted(word: str, is_prefix: bool) -> str:

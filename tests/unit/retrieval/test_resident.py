@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sluice.retrieval.passages import POSITION_BITS
-from sluice.retrieval.resident import MAX_AGE_S, SMALL, Lexicon, Matrix, Resident, best
+from sluice.retrieval.resident import MAX_AGE_S, SMALL, Bounds, Lexicon, Matrix, Resident, best
 from tests.unit.stores import filled
 
 STEPS = st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=12)
@@ -53,8 +53,8 @@ def test_the_best_are_those_with_the_highest_scores_equal_ones_by_id():
 
 
 def test_a_large_store_is_counted_anew_when_enough_has_changed_or_enough_time_has_passed():
-    resident = Resident()
-    resident.lexicon = lexicon = Lexicon(np.arange(SMALL), 0.0)
+    resident = Resident(Bounds())
+    resident.lexicon = lexicon = Lexicon(np.arange(SMALL), 0.0, Bounds())
 
     class Reader:
         def ids(self):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sluice.errors import EmbeddingMismatch, RetrievalTimeout, RetrievalUnavailable, StoreNotFound
+from sluice.errors import EmbeddingMismatch, RetrievalTimeout, RetrievalUnavailable, StoreExpired, StoreNotFound
 from sluice.retrieval.base import Weights
 from sluice.retrieval.catalog import Attachment, Catalog
 from sluice.retrieval.embedded import MAX_WAITING
@@ -166,7 +166,7 @@ async def test_every_question_about_another_tenants_things_is_answered_as_about_
             lambda t, s, f, b: ask(Catalog.file, t, f),
             lambda t, s, f, b: ask(Catalog.store, t, s),
             lambda t, s, f, b: ask(Catalog.change_store, t, s, {"name": "mine"}),
-            lambda t, s, f, b: ask(Catalog.touch, t, s),
+            lambda t, s, f, b: ask(Catalog.to_search, t, [s]),
             lambda t, s, f, b: ask(Catalog.forget_store, t, s),
             lambda t, s, f, b: ask(Catalog.attach, t, s, attachment),
             lambda t, s, f, b: ask(Catalog.store_file, t, s, f),
@@ -273,15 +273,17 @@ async def test_what_has_expired_is_deleted(tmp_path: Path):
             await here.storage.ask(Catalog.file, "acme", file_id)
 
 
-async def test_a_store_that_is_used_lives_longer(tmp_path: Path):
+async def test_a_store_that_is_used_lives_longer_and_one_that_has_expired_is_gone(tmp_path: Path):
     wall = Wall()
     async with filled(tmp_path, wall=wall) as here:
-        store = await here.new_store(expires_days=1)
+        store = await here.new_store(expires_days=1, model="m")
         wall.now += 80_000
-        await here.storage.ask(Catalog.touch, "acme", store)
+        assert await here.storage.ask(Catalog.to_search, "acme", [store]) == {store: "m"}
         wall.now += 80_000
-
         assert (await here.storage.work(WorkList.expired))[1] == []
+        wall.now += 10_000
+        with pytest.raises(StoreExpired):
+            await here.storage.ask(Catalog.to_search, "acme", [store])
 
 
 # Failing

@@ -76,7 +76,7 @@ def test_whatever_is_quoted_is_a_query_that_fts5_takes(asked):
 
 def test_a_very_long_word_is_cut_and_stems_are_forgotten_in_time(analyzer):
     assert analyzer.words("a" * 1000) == ["a" * MAX_WORD_CHARS]
-    analyzer._stems = {str(number): "" for number in range(MAX_CACHED)}
+    analyzer.stems.update({str(number): "" for number in range(MAX_CACHED)})
 
     assert analyzer.words("ports") == ["port"]
-    assert len(analyzer._stems) == 1
+    assert len(analyzer.stems) == 1

@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from sluice.api.stores.trust import Trust
-from sluice.errors import BadRequest, EmbeddingMismatch, StoreExpired
+from sluice.errors import BadRequest, EmbeddingMismatch
 from sluice.ingest.vectors import VectorWork
 from sluice.retrieval import wire
 from sluice.retrieval.base import MAX_QUERIES, MAX_RESULTS, MAX_STORES, SearchResult, Weights
@@ -77,17 +77,14 @@ async def _searched(storage: Storage, tenant: str, asked: wire.SearchBody) -> Se
     """The search, of stores that are all this tenant's."""
     if not (0 < len(asked.stores) <= MAX_STORES and 0 < len(asked.queries) <= MAX_QUERIES and 0 < asked.limit <= MAX_RESULTS):
         raise BadRequest("Too many stores, queries or results.")
-    rows = [await storage.ask(Catalog.store, tenant, id) for id in asked.stores]
-    now = await storage.ask(Catalog.now)
+    models = await storage.ask(Catalog.to_search, tenant, asked.stores)
     has_vectors = set()
-    for row in rows:
-        if row["expires_days"] is not None and row["last_active_at"] + 86_400 * row["expires_days"] <= now:
-            raise StoreExpired(f"The vector store {row['id']} has expired.")
-        if asked.vectors is not None and row["embedding_model"] is not None:
-            if row["embedding_model"] != asked.embedding_model:
-                said = f"The vector store {row['id']} was embedded by {row['embedding_model']}, which is not in use now."
+    for id, model in models.items():
+        if asked.vectors is not None and model is not None:
+            if model != asked.embedding_model:
+                said = f"The vector store {id} was embedded by {model}, which is not in use now."
                 raise EmbeddingMismatch(f"{said} Make a new store of its files, or search with mode lexical.")
-            has_vectors.add(row["id"])
+            has_vectors.add(id)
     if asked.mode == "dense" and not has_vectors:
         raise BadRequest("These vector stores have no embeddings; search with mode lexical.", param="mode")
     vectors = None if asked.vectors is None else _unit(asked.vectors, len(asked.queries))
@@ -101,10 +98,7 @@ async def _searched(storage: Storage, tenant: str, asked: wire.SearchBody) -> Se
         mode=asked.mode,
         weights=Weights(asked.text_weight, asked.embedding_weight),
     )
-    result = await storage.engine.search(search, timeout_s=min(asked.timeout_s, MAX_SEARCH_S))
-    for id in asked.stores:
-        await storage.ask(Catalog.touch, tenant, id)
-    return result
+    return await storage.engine.search(search, timeout_s=min(asked.timeout_s, MAX_SEARCH_S))
 
 
 def _unit(rows: tuple[tuple[float, ...], ...], num_queries: int) -> np.ndarray:
