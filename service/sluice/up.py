@@ -224,7 +224,7 @@ def write_config(state: Path, port: int, routes: list[str]) -> Settings:
         "routes": {name: {"workers": {"managed": ROSTER}, **ROUTE} for name in routes},
         "drain_timeout_s": 5,
     }
-    if demo_model.EMBEDDING.name in urls:
+    if demo_model.EMBEDDING.name in routes:
         document["retrieval"] = {"embedding_route": demo_model.EMBEDDING.name}
     path = state / "config.yaml"
     path.write_text("# Written by `sluice up` at every start.\n" + yaml.safe_dump(document, sort_keys=False))
