@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from importlib import import_module
@@ -25,7 +24,10 @@ KV_EVENTS = "sluice.kv_events"  # imported where it is used: it brings ZeroMQ
 
 
 class WorkerMaker:
-    """Makes the workers of one route. What they share is made once: to read the system's authorities takes 0.1 s."""
+    """Makes the workers of one route. What they share is made once: to read the system's authorities takes 0.1 s.
+
+    Raises `ConfigError` where the route's `ca_file` is none.
+    """
 
     def __init__(self, route: Route, probes: Probes, environment: Mapping[str, str]) -> None:
         self._workers = route.workers
@@ -33,11 +35,12 @@ class WorkerMaker:
         self._connect_s = route.timeouts.connect_s
         variable = route.workers.api_key_env
         self._api_key = environment.get(variable) if variable else None
-        self._tls: ssl.SSLContext | None = None
+        ways = (self._workers.dns, self._workers.kubernetes)
+        urls = [*(self._workers.static or ()), *(way.scheme for way in ways if way is not None)]
+        is_tls = any(url.startswith("https") for url in urls)
+        self._tls = tls_context(self._workers.ca_file) if is_tls else None
 
     def __call__(self, found: Found) -> Worker:
-        if found.url.startswith("https") and self._tls is None:
-            self._tls = tls_context(self._workers.ca_file)
         server_name = self._workers.server_name
         if server_name is None and self._workers.dns is not None and self._workers.dns.record != "srv":
             server_name = self._workers.dns.name.rstrip(".")

@@ -84,8 +84,12 @@ class KvEvents:
             socket.maxmsgsize = MAX_MESSAGE_BYTES
             socket.ipv6 = True
             socket.subscribe(b"")
-            for endpoint in endpoints:
-                socket.connect(endpoint)
+            try:
+                for endpoint in endpoints:
+                    socket.connect(endpoint)
+            except zmq.ZMQError as exc:
+                logger.warning("worker %s: its KV events cannot be followed: %s", self._worker.url, exc)
+                return
             while True:
                 self.take(await socket.recv_multipart())
 
@@ -109,7 +113,7 @@ class KvEvents:
             self._follow(int.from_bytes(sequence, "big"), msgspec.msgpack.decode(rank[0], type=int) if rank else 0)
             for event in self._event.decode(events):
                 self._count(event)
-        except (ValueError, msgspec.MsgspecError) as exc:
+        except (ValueError, msgspec.MsgspecError, RecursionError) as exc:
             logger.warning("worker %s: an event of its KV cache is none: %s", self._worker.url, str(exc)[:200])
             self._lost()
         if (passed_s := self._clock() - self._since) >= RATES_S:

@@ -28,9 +28,8 @@ async def test_load_cache_events_and_pauses(
             httpx.AsyncClient(base_url=url, timeout=60) as http,
             following_url(url, kv_events=True) as (_, worker, policy),
         ):
-            await until(lambda: worker.load is not None and policy.facts)
+            await until(lambda: worker.load is not None and policy.facts and worker.state == "healthy")
             assert worker.cache.block_size == 128 and worker.cache.num_blocks > 10
-            assert worker.state == "healthy"
 
             ask = {"model": "smollm2", "prompt": "The sea is wide and deep. " * 60, "max_tokens": 200, "ignore_eos": True}
             running = asyncio.create_task(http.post("/v1/completions", json=ask))
@@ -39,6 +38,8 @@ async def test_load_cache_events_and_pauses(
 
             assert policy.forgotten == []
             (await http.post("/reset_prefix_cache")).raise_for_status()
+            # Events are published with a step of the engine: of an idle one with the next request.
+            (await http.post("/v1/completions", json=ask | {"max_tokens": 1})).raise_for_status()
             await until(lambda: policy.forgotten == [url])
 
             (await http.post("/pause")).raise_for_status()

@@ -1,6 +1,7 @@
 """All workers of all routes, over simulated vLLM: what is followed of each, and that they come and go without a lost call."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -9,15 +10,17 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from loadtest.simfleet.fleet import Fleet as SimFleet
-from sluice.config import Settings
+from sluice.config import ConfigError, Settings
 from sluice.discovery.base import Found
 from sluice.discovery.managed import write_workers
 from sluice.fleet import Fleet
 from sluice.worker import EngineLoad, Worker
 from tests.support import scripts
 from tests.support import vllm_shapes as vllm
+from tests.support.kube_api import KubeApi, pod
 from tests.support.raw_server import Connection, Request
 from tests.support.scripted_worker import ScriptedWorker
 from tests.unit.hot_path import InOrder
@@ -78,9 +81,8 @@ async def post(simulated: SimFleet, path: str, **body: Any) -> None:
 
 async def test_load_cache_and_sleep_are_followed():
     async with sim_fleet() as running, following(running) as (ours, worker, policy):
-        await until(lambda: worker.load is not None and policy.facts)
+        await until(lambda: worker.load is not None and policy.facts and worker.state == "healthy")
         assert (worker.cache.block_size, worker.cache.num_blocks) == (16, 256)
-        assert worker.state == "healthy"
         [row] = ours.worker_rows()
         assert (row.running, row.waiting, row.kv_usage) == (0, 0, 0.0)
         [pool] = ours.pool_rows()
@@ -114,6 +116,12 @@ async def test_kv_events_tell_of_an_emptied_cache():
             while not policy.forgotten:  # until it has subscribed
                 await post(running, "/v1/completions", **ask)
                 await post(running, "/reset_prefix_cache")
+
+
+def test_a_ca_file_that_is_none_is_told_before_anything_starts(tmp_path: Path):
+    workers = {"dns": {"name": "d", "port": 1, "scheme": "https"}, "ca_file": tmp_path / "ca.pem"}
+    with pytest.raises(ConfigError, match=r"ca\.pem is not a file of CA certificates"):
+        Fleet(Settings.model_validate({"routes": {"a": {"workers": workers}}}), lambda: 0.0, {})
 
 
 @pytest.mark.parametrize("asks", [True, False])
@@ -154,6 +162,46 @@ def test_what_workers_need_comes_from_their_route(tmp_path):
     from_dns = ours.memberships["c"]._make_worker(Found("https://10.0.0.1:1"))
     assert from_dns.connections._server_name == "d.internal"
     ours.close()
+
+
+async def test_pods_are_followed_and_one_that_terminates_ends_its_streams(tmp_path: Path):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    (tmp_path / "token").write_text("token-1")
+    gate = asyncio.Event()
+    async with KubeApi(tls=tls) as api, ScriptedWorker() as old, ScriptedWorker() as new:
+        old.on(CHAT, scripts.chat_stream(gates={2: gate}))
+
+        def put(worker: ScriptedWorker, **state: bool) -> None:
+            port = int(worker.url.rpartition(":")[2])
+            api.put(f"slice-{port}", [pod("127.0.0.1", f"uid-{port}", **state)], port=port)
+
+        put(old)
+        kubernetes = {"service": "vllm", "namespace": "llm", "api_server": api.url, "token_file": "token", "ca_file": "ca.pem"}
+        asked = settings(tmp_path, "", route={"workers": {"kubernetes": kubernetes}}, probes={"health_interval_s": 0.05})
+        async with serving(asked) as gateway, gateway.connect() as client:
+            await gateway.until(lambda: gateway.pools[0].is_ready)
+            stream = {"model": "smollm2", "messages": [{"role": "user", "content": "Say hi"}], "stream": True}
+            await client.send(gateway.bytes("POST", CHAT, json=stream))
+            await client.read_until(b"Hello")
+            put(new)
+            await gateway.until(lambda: sum(worker.is_healthy or False for worker in gateway.pools[0].workers) == 2)
+            put(old, ready=False, terminating=True)
+            await gateway.until(lambda: {worker.state for worker in gateway.pools[0].workers} == {"draining", "healthy"})
+            for _ in range(5):
+                assert (await gateway.request("POST", CHAT, json=stream)).status == 200
+            assert (len(old.calls(CHAT)), len(new.calls(CHAT))) == (1, 5)
+            api.delete(f"slice-{old.url.rpartition(':')[2]}")
+            await gateway.until(lambda: [worker.url for worker in gateway.pools[0].workers] == [new.url])
+            await api.stop()
+            assert (await gateway.request("POST", CHAT, json=stream)).status == 200
+            gate.set()
+            assert (await client.read_until(b"[DONE]")).endswith(b"data: [DONE]")
+            assert gateway.metric('sluice_discovery_age_seconds{route="smollm2"}') > 0
+            assert gateway.metric("sluice_worker_in_flight") == 0
+    await old.wait_idle()
 
 
 @pytest.fixture

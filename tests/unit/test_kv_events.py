@@ -30,7 +30,7 @@ class Followed:
         self.now = 0.0
         self.num_emptied = 0
         self.num_rates = 0
-        settings = Workers.model_validate({"static": [url], "kv_events": True, "kv_events_port": port})
+        settings = Workers.model_validate({"static": ["http://a"], "kv_events": True, "kv_events_port": port})
         self.events = KvEvents(
             self.worker,
             context,
@@ -131,6 +131,7 @@ def test_each_rank_counts_for_itself():
         [b"kv", b"\0" * 8, b""],
         [b"kv", b"\0" * 8, b"\xc1"],
         [b"kv", b"\0" * 8, encode(7)],
+        [b"kv", b"\0" * 8, b"\x93\x01" + b"\x91" * 200_000],
         [b"kv", b"\0" * 8, encode([1.0])],
         [b"kv", b"\0" * 8, encode([1.0, [{"type": 7}], 0])],
         [b"kv", b"\0" * 8, encode([1.0, [{"type": "BlockStored", "block_hashes": 7}], 0])],
@@ -210,3 +211,9 @@ async def test_a_worker_is_followed_over_the_wire(is_told_the_port):
             await asyncio.wait({task})
             one.worker.connections.close()
     assert len(naps) == (0 if is_told_the_port else 1)
+
+
+async def test_a_worker_whose_address_cannot_be_followed_is_said_and_left(caplog):
+    async with publisher() as (context, _, port):
+        await Followed("http://worker name:8000", context, port).events.run()
+    assert "its KV events cannot be followed" in caplog.text

@@ -20,6 +20,7 @@ import dns.resolver
 
 from sluice.config import Dns
 from sluice.config.base import split_address
+from sluice.config.workers import HOST_NAME
 from sluice.discovery.base import Discovery, Found
 
 SHORTEST_S = 1.0  # between two questions, however short records live
@@ -68,7 +69,7 @@ class DnsDiscovery(Discovery):
         for record in list(answer)[:MAX_WORKERS]:
             if settings.record != "srv":
                 urls.add(f"{settings.scheme}://{_host(record.address)}:{settings.port}")
-            elif record.port and (target := record.target.to_text(omit_final_dot=True)) not in (".", ""):
+            elif record.port and HOST_NAME.fullmatch(target := record.target.to_text(omit_final_dot=True)):  # "." is nobody
                 urls.add(f"{settings.scheme}://{target}:{record.port}")
         return frozenset(Found(url) for url in urls), float(answer.chaining_result.minimum_ttl)
 

@@ -62,7 +62,8 @@ def _addresses(endpoint: Mapping[str, Any]) -> list[ipaddress.IPv4Address | ipad
     """The first one: the others are promised to be the same pod."""
     addresses = endpoint.get("addresses")
     try:
-        return [ipaddress.ip_address(str(addresses[0]))] if isinstance(addresses, list) else []
+        # Without a scope: one that is local to a link is nowhere we could send to.
+        return [ipaddress.ip_address(str(addresses[0]).partition("%")[0])] if isinstance(addresses, list) else []
     except (ValueError, IndexError):
         return []
 

@@ -28,7 +28,7 @@ from sluice.upstream.connections import Connections, Sending
 
 WATCH_S = 120.0
 ASK_S = 10.0  # for a page of a list, and for the head of a watch
-LONGEST_PAUSE_S = 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 PAGE = 500
 MAX_PAGE_BYTES = 67_108_864
 MAX_EVENT_BYTES = 8_388_608
@@ -64,7 +64,7 @@ class KubernetesDiscovery(Discovery):
         self._version = ""
 
     async def watch(self) -> AsyncGenerator[frozenset[Found], None]:
-        num_pauses = 0
+        pause_s = FIRST_PAUSE_S
         while True:
             try:
                 # Made anew after every failure: the authority's certificate may have been replaced.
@@ -76,11 +76,11 @@ class KubernetesDiscovery(Discovery):
                 while connections is not None:
                     if not self._version:
                         await self._list(connections)
-                        num_pauses = 0
+                        pause_s = FIRST_PAUSE_S
                         yield merged(self._slices.values(), self._settings)
                     async for _ in self._changes(connections):
                         yield merged(self._slices.values(), self._settings)
-                    num_pauses = 0
+                    pause_s = FIRST_PAUSE_S
                     await self._sleep(random.uniform(0, 1))
             except Gone:
                 self._version = ""
@@ -89,8 +89,8 @@ class KubernetesDiscovery(Discovery):
             finally:
                 if connections is not None:
                     connections.close()
-            await self._sleep(min(LONGEST_PAUSE_S, 2.0**num_pauses) * random.uniform(0.5, 1))
-            num_pauses += 1
+            await self._sleep(pause_s * random.uniform(0.5, 1))
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
     async def _list(self, connections: Connections) -> None:
         """All slices, page by page. They replace the known ones only when the last page is there."""

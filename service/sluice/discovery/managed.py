@@ -80,6 +80,6 @@ def _read(text: bytes, route: str) -> frozenset[Found]:
     workers = routes.get(route, {}) if isinstance(routes, dict) else None
     if not isinstance(workers, dict) or not all(isinstance(identity, str) for identity in workers.values()):
         raise ValueError("is not the file of a supervisor")
-    if bad := [url for url in workers if not WORKER_URL.fullmatch(url)]:
-        raise ValueError(f"{bad[0]!r} is not the URL of a worker")
+    if bad := [url for url in workers if not (url.startswith("http://") and WORKER_URL.fullmatch(url))]:
+        raise ValueError(f"{bad[0]!r} is not the URL of a local worker")
     return frozenset(Found(url, identity) for url, identity in workers.items())

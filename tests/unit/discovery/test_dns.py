@@ -51,7 +51,7 @@ async def test_addresses_are_workers_and_are_asked_for_again():
         (
             {"record": "srv"},
             "SRV",
-            ["0 5 8000 one.internal.", "9 5 8001 two.internal.", "0 0 0 none.", "0 0 80 ."],
+            ["0 5 8000 one.internal.", "9 5 8001 two.internal.", "0 0 0 none.", "0 0 80 .", r"0 0 80 [bad\032host."],
             ["http://one.internal:8000", "http://two.internal:8001"],
         ),
     ],
