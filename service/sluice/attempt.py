@@ -17,7 +17,7 @@ from sluice.worker import Lease, Worker
 class Attempt:
     """What one try holds. `take` and `open` come once each, in this order; `close` lets everything go, at any time."""
 
-    __slots__ = ("_clock", "_held", "_lease", "_settings", "exchange", "sent_at", "worker")
+    __slots__ = ("_clock", "_held", "_lease", "_settings", "exchange", "queued_s", "sent_at", "worker")
 
     def __init__(self, settings: Route, clock: Callable[[], float]) -> None:
         self._settings = settings
@@ -26,12 +26,13 @@ class Attempt:
         self._lease: Lease | None = None
         self.worker: Worker | None = None
         self.exchange: Exchange | None = None
+        self.queued_s = 0.0
         self.sent_at: float | None = None
 
     async def take(self, slot: AbstractAsyncContextManager[Lease]) -> Worker:
         """Occupy the slot, when its turn has come. Raises where there is none to be had."""
         lease = self._lease = await self._held.enter_async_context(slot)
-        self.worker = lease.worker
+        self.worker, self.queued_s = lease.worker, lease.queued_s
         return lease.worker
 
     async def open(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
+from sluice.admission.entry import Entry, Standing
 from sluice.admission.route import Admission
 from sluice.attempt import Attempt
 from sluice.config import Route
@@ -56,8 +57,8 @@ class Exchanging:
     """
 
     __slots__ = (
-        "_attempt", "_call", "_clock", "_held", "_lost", "_served", "_splices", "_wasted",
-        "attempts", "exchange", "grounding", "num_resumes", "opened_at", "sent_at", "worker",
+        "_attempt", "_call", "_clock", "_held", "_lost", "_place", "_served", "_splices", "_wasted",
+        "attempts", "exchange", "grounding", "num_resumes", "opened_at", "queued_s", "sent_at", "worker",
     )  # fmt: skip
 
     def __init__(self, served: Served, call: Call, clock: Callable[[], float]) -> None:
@@ -66,10 +67,12 @@ class Exchanging:
         self._clock = clock
         self._held = AsyncExitStack()  # what is taken for the call as a whole; each attempt holds its own
         self._attempt: Attempt | None = None
+        self._place: Entry | None = None  # of the last attempt, in admission
         # What is known of the call so far; worker and exchange are those of the last attempt that sent something.
         self.attempts = 0
         self.worker: Worker | None = None
         self.exchange: Exchange | None = None
+        self.queued_s = 0.0  # waited for slots, all attempts together
         self.sent_at: float | None = None
         self.opened_at: float | None = None
         self.grounding: Grounding | None = None  # where sources were asked for
@@ -83,6 +86,11 @@ class Exchanging:
     def usage(self) -> Usage:
         """What the call has used so far, for whoever settles it on the way out."""
         return self.exchange.usage if self.exchange is not None else Usage()
+
+    @property
+    def standing(self) -> Standing | None:
+        """Where the call stands, while it waits for a slot."""
+        return self._place.standing if self._place is not None else None
 
     @property
     def tokens_wasted(self) -> int:
@@ -161,7 +169,9 @@ class Exchanging:
 
     async def _take(self, attempt: Attempt, tried: list[Worker], *, ahead: bool = False) -> Worker:
         """A slot for this attempt, when its turn has come."""
-        worker = await attempt.take(self._served.admission.enter(self._call, tried, ahead=ahead))
+        self._place = self._served.admission.enter(self._call, tried, ahead=ahead)
+        worker = await attempt.take(self._place)
+        self.queued_s += attempt.queued_s
         tried.append(worker)
         return worker
 

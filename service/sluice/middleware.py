@@ -173,6 +173,8 @@ class Edge:
             line["worker"], line["attempts"] = outcome.worker, outcome.attempts
             line["prompt_tokens"], line["completion_tokens"] = usage.prompt_tokens, usage.completion_tokens
             line["cached_tokens"], line["exact"] = usage.cached_tokens, usage.exact
+        if outcome.queued_s:
+            line["queued_ms"] = round(outcome.queued_s * 1000, 3)
         if outcome.first_event_s is not None:
             line["first_event_ms"] = round(outcome.first_event_s * 1000, 3)
         return line

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, Self
@@ -57,12 +58,22 @@ class Downstream(Protocol):
 class Relay:
     """One call for one client: `run` returns how it ended, and everything it took has been let go by then."""
 
-    def __init__(self, gateway: Gateway, call: Call, clock: Callable[[], float], *, early_s: float | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        call: Call,
+        clock: Callable[[], float],
+        *,
+        early_s: float | None = None,
+        place_s: float | None = None,
+    ) -> None:
         self._call = call
         self._clock = clock
         self._early_s = early_s
+        self._place_s = place_s  # how often a waiting stream is told its place
         self._exchanging = gateway.exchange(call)
         self._timer: asyncio.TimerHandle | None = None
+        self._place_timer: asyncio.TimerHandle | None = None
 
     async def run(self, downstream: Downstream) -> Outcome:
         """Serve the call. Raises `CancelledError` only where somebody other than the client's leaving cancelled it."""
@@ -70,6 +81,8 @@ class Relay:
         try:
             if self._call.stream:
                 self._arm(downstream, self._early_s)
+                if self._place_s is not None:
+                    self._arm_place(downstream, 0.0, self._place_s)
             async with self._exchanging as exchange:
                 self._disarm()
                 error = await self._relay(exchange, downstream)
@@ -158,10 +171,32 @@ class Relay:
             downstream.start(200, EVENT_STREAM, KEEP_ALIVE)
         self._arm(downstream, every_s)
 
+    def _arm_place(self, downstream: Downstream, first_s: float, every_s: float) -> None:
+        """Tell a stream that waits for a worker where it stands, at once and every so often.
+
+        The first time that commits the 200, with the place in its headers too, and turns later errors into events.
+        """
+        self._place_timer = asyncio.get_running_loop().call_later(first_s, self._tell_place, downstream, every_s)
+
+    def _tell_place(self, downstream: Downstream, every_s: float) -> None:
+        standing = self._exchanging.standing
+        if standing is not None:
+            said = [("position", standing.position)]
+            if standing.eta_s is not None:
+                said.append(("eta_ms", math.ceil(standing.eta_s * 1000)))
+            comment = f": queue {' '.join(f'{name}={value}' for name, value in said)}\n\n".encode()
+            if downstream.started:
+                downstream.write(comment)
+            else:
+                headers = [(f"x-queue-{name.replace('_', '-')}".encode(), b"%d" % value) for name, value in said]
+                downstream.start(200, EVENT_STREAM + headers, comment)
+        self._arm_place(downstream, every_s, every_s)
+
     def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._place_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._place_timer = None
 
     def _outcome(self, error: GatewayError | None, downstream: Downstream) -> Outcome:
         call, exchanging = self._call, self._exchanging
@@ -185,6 +220,7 @@ class Relay:
             num_resumes=exchanging.num_resumes,
             first_event_s=opened_at - call.started_at if opened_at is not None and events is not None else None,
             overhead_s=sent_at - call.started_at if sent_at is not None else None,
+            queued_s=exchanging.queued_s,
             duration_s=self._clock() - call.started_at,
         )
 

@@ -163,4 +163,5 @@ class Outcome(NamedTuple):
     num_resumes: int = 0  # how often its stream was continued on another worker
     first_event_s: float | None = None  # from the start of the call
     overhead_s: float | None = None  # from the start of the call to the request that went up
+    queued_s: float = 0.0  # waited for slots on workers
     duration_s: float = 0.0

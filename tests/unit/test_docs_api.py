@@ -132,16 +132,35 @@ async def answers(gateway: Gateway, worker: ScriptedWorker) -> set[str]:
         ("OPTIONS", CHAT, {"headers": [listed, ("access-control-request-method", "POST")]}),
     ):
         seen |= {name for name, _ in (await gateway.request(method, path, **options)).headers}
+    seen |= await headers_of_waiting(gateway, worker)
     await worker.stop()
     seen |= {name for name, _ in (await gateway.request("POST", CHAT, json=ASK)).headers}
     await gateway.until(lambda: gateway.pools[0].workers[0].is_healthy is False)
     return seen | {name for name, _ in (await gateway.request("POST", CHAT, json=ASK)).headers}
 
 
+async def headers_of_waiting(gateway: Gateway, worker: ScriptedWorker) -> set[str]:
+    """Those of a stream that waits, once it is known how fast the queue drains."""
+    drain = gateway.app.routes["smollm2"].admission._drain
+    drain.begin(0.0)
+    drain.started(1000, 10.0)
+    drain.end()
+    num_calls = len(worker.calls(CHAT))
+    worker.on(CHAT, scripts.never_answers())
+    async with gateway.connect() as first, gateway.connect() as second:
+        await first.send(gateway.bytes("POST", CHAT, json=STREAM))
+        await worker.wait_calls(num_calls + 1, CHAT)
+        await second.send(gateway.bytes("POST", CHAT, json=STREAM))
+        return {name for name, _ in (await second.read_head()).headers}
+
+
 async def test_every_header_of_an_answer_is_there_and_no_other(tmp_path: Path):
     async with ScriptedWorker() as worker:
         worker.on(CHAT, scripts.reply(200, {"choices": []}, headers=[("x-worker", "7"), ("set-cookie", "a=b")]), None)
-        asked = settings(tmp_path, worker, server={"cors_origins": ["null"]}, probes={"health_interval_s": 0.02})
+        one_slot = {"queue": {"max_in_flight": 1, "comments_s": 1}}
+        asked = settings(
+            tmp_path, worker, server={"cors_origins": ["null"]}, probes={"health_interval_s": 0.02}, route=one_slot
+        )
         async with serving(asked) as gateway:
             assert await answers(gateway, worker) == documented_headers()
 

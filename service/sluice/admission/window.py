@@ -67,20 +67,21 @@ class Window:
         if load.read_at - self._began_at < ROUND_S or (self._num_samples < MIN_SAMPLES and self._began_at > -inf):
             return
         self._adapt(load, share)
-        self._began_at, self._num_samples, self._stood, self._had_waiting = load.read_at, 0, inf, False
+        self._began_at, self._num_samples, self._stood = load.read_at, 0, inf
+        self._had_waiting = False
         most = self._settings.max_in_flight
         self._worker.window = max(1, ceil(self._size if most is None else min(self._size, most * share)))
 
     def _adapt(self, load: EngineLoad, share: float) -> None:
-        wanted, in_flight = self._settings.engine_waiting, self._worker.in_flight
+        wanted = self._settings.engine_waiting
         if self._stood > wanted:
             total = load.num_running + load.num_waiting_for_capacity
             room = max(1, total - (self._stood - wanted))
-            # More than the window may be in flight: before there was one, and until what it was too large by has drained.
-            self._size = max(max(self._size, in_flight) * room / total, room * share / 2)
+            # What we had there counts and not the window, which may have been too large to matter, or not there yet.
+            self._size = max(self._worker.in_flight * room / total, room * share / 2)
             self._congested_at = load.read_at
         elif load.kv_usage > self._settings.max_kv_usage:
-            self._size = min(self._size, in_flight * KV_FACTOR)
+            self._size = min(self._size, self._worker.in_flight * KV_FACTOR)
             self._congested_at = load.read_at
         elif self._had_waiting and self._stood < max(1, wanted):
             is_fast = load.read_at - self._congested_at > FAST_AFTER_S

@@ -82,7 +82,13 @@ class HotEndpoints:
                 return
             visit.call = call
             settings = self._routes[call.route].settings
-            relay = Relay(self._gateway, call, self._clock, early_s=settings.keep_alive_before_first_event_s)
+            relay = Relay(
+                self._gateway,
+                call,
+                self._clock,
+                early_s=settings.keep_alive_before_first_event_s,
+                place_s=settings.queue.comments_s,
+            )
             async with way_down as downstream:
                 visit.outcome = await relay.run(downstream)
         self._metrics.call_ended(call.route, endpoint, visit.outcome)

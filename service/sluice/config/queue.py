@@ -19,6 +19,7 @@ class Queue(Section):
     start_in_flight: Positive = 256  # calls at one worker over all replicas, before its load was seen to be too high
     max_in_flight: Positive | None = None  # the same, whatever its load is
     max_kv_usage: Annotated[float, Field(ge=0, le=1)] = 0.95
+    comments_s: Seconds | None = None  # tell waiting streams their place; commits a 200 early: later failures are events
     engine_priority: bool = False  # the workers run with --scheduling-policy priority
 
 
