@@ -244,3 +244,14 @@ class Exchange:
                 comment_due = now + keep_alive_s
             due = min(due, comment_due)
         self._timer = self._loop.call_at(max(now + 0.01, due), self._tick)
+
+
+class OwnAnswer(Exchange):
+    """An answer that the gateway gave itself: whole, and no worker behind it."""
+
+    def __init__(self, call: Call, content_type: str, body: bytes) -> None:
+        self.call = call
+        self.content_type = content_type
+        self.body = body
+        self.events = None
+        self._whole_usage = Usage(exact=True)

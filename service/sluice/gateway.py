@@ -15,7 +15,7 @@ from sluice.admission.route import Admission
 from sluice.attempt import Attempt
 from sluice.config import Route
 from sluice.errors import GatewayError, UpstreamError, WorkerRefused, WorkerRejected
-from sluice.exchange import RESUMED, Exchange
+from sluice.exchange import RESUMED, Exchange, OwnAnswer
 from sluice.limits.estimate import RouteEstimate
 from sluice.pool import Pool
 from sluice.resume import Rest
@@ -103,6 +103,9 @@ class Exchanging:
             # First the reservation of limits: one line, here.
             if self._call.ground is not None:
                 self._call, self.grounding = await self._grounded(self._call, self._call.ground)
+                if self.grounding.reply is not None:
+                    self.exchange = OwnAnswer(self._call, *self.grounding.reply)
+                    return self.exchange
             return await self._first_answer(self._served, self._call)
         except BaseException:
             await self._leave()

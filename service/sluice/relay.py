@@ -107,6 +107,10 @@ class Relay:
             headers, body = [(b"content-type", exchange.content_type.encode("latin-1"))], exchange.body
             if grounding is not None:
                 headers, body = headers + grounding.headers, grounding.whole(body)
+                if self._call.stream:  # an answer of our own
+                    downstream.start(200, EVENT_STREAM + grounding.headers, body)
+                    downstream.finish()
+                    return None
             downstream.respond(200, headers, body)
             return None
         downstream.on_pause, downstream.on_resume = exchange.pause, exchange.resume  # the first write may be too much

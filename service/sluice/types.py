@@ -98,6 +98,10 @@ class Grounding(Protocol):
     @property
     def headers(self) -> list[tuple[bytes, bytes]]: ...
 
+    @property
+    def reply(self) -> tuple[str, bytes] | None:
+        """Content type and body of an answer that needs no model; None where the call goes on."""
+
     def whole(self, body: bytes) -> bytes:
         """A whole answer with what it shows."""
 

@@ -50,7 +50,7 @@ def bound(hook: Hook | None, call: Call, ask: Ask, headers: Mapping[bytes, bytes
 
     async def ground(call: Call) -> tuple[Call, Grounding]:
         given = await found.ground(call, ask, wish)
-        return filled(call, ask, given.prompt, binding), Grounded(given, call.endpoint)
+        return filled(call, ask, given.prompt, binding), found.grounded(call, given, wish)
 
     most = call.prompt_tokens + wish.max_context_tokens  # what limits reserve, until it is known
     return call._replace(ground=ground, prompt_tokens=most)

@@ -58,6 +58,7 @@ class DefaultRetrieval(Section):
     max_num_results: Annotated[int, Field(ge=1, le=50)] = 8
     max_context_tokens: Positive = 2048
     on_error: Literal["open", "fail"] = "open"
+    on_empty: Literal["answer", "refuse"] = "answer"
 
 
 class Route(Section):

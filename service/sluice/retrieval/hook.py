@@ -21,6 +21,7 @@ from sluice.retrieval.cleaning import Cleaner
 from sluice.retrieval.fitting import Fit, TokenCounter, fitted
 from sluice.retrieval.given import Given
 from sluice.retrieval.records import Records
+from sluice.retrieval.refusal import refusal
 from sluice.retrieval.responses_reply import ResponsesEditor, whole_response
 from sluice.retrieval.rewriting import Rewriter, rewritten
 from sluice.retrieval.search import Searcher
@@ -35,13 +36,14 @@ class Grounded:
 
     given: Given
     endpoint: Endpoint
+    reply: tuple[str, bytes] | None = None
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         return self.given.headers
 
     def whole(self, body: bytes) -> bytes:
-        if self.given.is_skipped:
+        if self.given.is_skipped or self.reply is not None:
             return body
         try:
             return (whole_response if self.endpoint is Endpoint.RESPONSES else whole_chat)(body, self.given)
@@ -100,6 +102,12 @@ class Hook:
         if tenant.vector_store_ids:
             return Wish(tenant.vector_store_ids, fails_open=True)
         return wish
+
+    def grounded(self, call: Call, given: Given, wish: Wish) -> Grounded:
+        """What of it the answer shows, and the answer itself where none is wanted without sources."""
+        is_refused = wish.refuses_when_empty and not given.sources
+        reply = refusal(call, given, created_at=self._wall_clock()) if is_refused else None
+        return Grounded(given, call.endpoint, reply)
 
     async def ground(self, call: Call, ask: Ask, wish: Wish) -> Given:
         """What the call is given. Raises what a client that asked must be told (retrieval.md, failures)."""
@@ -195,4 +203,5 @@ def _default(given: DefaultRetrieval) -> Wish:
         max_num_results=given.max_num_results,
         max_context_tokens=given.max_context_tokens,
         fails_open=given.on_error == "open",
+        refuses_when_empty=given.on_empty == "refuse",
     )

@@ -25,7 +25,7 @@ MAX_CONTEXT_TOKENS = 131_072
 MAX_STORE_ID_CHARS = 128
 MEMBERS = frozenset(
     "vector_store_ids mode max_num_results ranking_options filters query rewrite num_queries max_context_tokens on_error "
-    "citations include_content".split()
+    "on_empty citations include_content".split()
 )
 TOOL_MEMBERS = frozenset({"type", "vector_store_ids", "max_num_results", "filters", "ranking_options"})
 
@@ -46,6 +46,7 @@ class Wish:
     num_queries: int = 3
     max_context_tokens: int = 2048
     fails_open: bool = False
+    refuses_when_empty: bool = False
     citations: bool = True
     include_content: bool = True
 
@@ -77,6 +78,7 @@ def _of_member(given: Mapping[str, Any], default: Wish | None) -> Wish:
         num_queries=_integer(given, here, "num_queries", 2, 5, 3),
         max_context_tokens=_integer(given, here, "max_context_tokens", 1, MAX_CONTEXT_TOKENS, 2048),
         fails_open=_one_of(given, here, "on_error", ("fail", "open"), "fail") == "open",
+        refuses_when_empty=_one_of(given, here, "on_empty", ("answer", "refuse"), "answer") == "refuse",
         citations=_flag(given, here, "citations"),
         include_content=_flag(given, here, "include_content"),
     )

@@ -436,3 +436,38 @@ async def test_dify_is_told_the_same_of_an_unknown_knowledge_and_of_a_foreign_on
 
     assert response.status == 404
     assert response.json() == {"error_code": 2001, "error_msg": "The knowledge does not exist."}
+
+
+@pytest.mark.parametrize("query, words", [("x", "The sources hold no answer"), ("端口", "没有这个问题的答案")])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_wants_no_answer_without_sources_gets_ours(
+    gateway: Gateway, worker: ScriptedWorker, query: str, words: str, stream: bool
+):
+    wish = {"vector_store_ids": ["empty"], "on_empty": "refuse", "query": query}
+
+    response = await gateway.request("POST", CHAT, json=ASK | {"retrieval": wish, "stream": stream})
+
+    assert not worker.calls()
+    assert (response.status, response.header("x-retrieval-status")) == (200, "empty")
+    if not stream:
+        reply = response.json()
+        assert words in reply["choices"][0]["message"]["content"] and reply["model"] == "smollm2"
+        assert reply["retrieval"]["used"] == 0
+        return
+    assert response.header("content-length") is None
+    found = chunks(response)
+    assert words in "".join(one["choices"][0]["delta"].get("content", "") for one in found)
+    assert found[0]["retrieval"]["used"] == 0 and found[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_response_that_wants_sources_gets_our_answer_too(gateway: Gateway, worker: ScriptedWorker, stream: bool):
+    wish = {"vector_store_ids": ["empty"], "on_empty": "refuse"}
+    asked = {"model": "smollm2", "input": QUESTION, "store": False, "stream": stream, "retrieval": wish}
+
+    response = await gateway.request("POST", RESPONSES, json=asked)
+
+    assert not worker.calls()
+    whole = orjson.loads(response.body.split(b"\n\n")[-2].partition(b"data: ")[2])["response"] if stream else response.json()
+    assert [item["type"] for item in whole["output"]] == ["file_search_call", "message"]
+    assert whole["output"][1]["content"][0]["text"].startswith("The sources hold no answer")
