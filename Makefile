@@ -20,7 +20,7 @@ E2E := $(BIN)/pytest tests/e2e -o faulthandler_timeout=900 -o faulthandler_exit_
 export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install engine model up lint type unit cover e2e test-deploy test bench loadtest lock clean retrieval-quality retrieval-study
+.PHONY: help install engine model up lint type unit cover e2e test-deploy test bench loadtest leak lock clean retrieval-quality retrieval-study leak
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -78,6 +78,9 @@ retrieval-quality: .venv/.dev ## nDCG@10 of search, on collections named by SLUI
 
 retrieval-study: .venv/.dev ## 100,000 passages: ingestion, kill -9, latency, streams beside searches
 	@$(BIN)/python -m loadtest.retrieval_study $(ARGS)
+
+leak: .venv/.dev ## 10,000 attempts to read another tenant's passages
+	@SLUICE_LEAK_ATTEMPTS=10000 $(BIN)/pytest tests/unit/api/test_retrieval_isolation.py -q -s
 
 lock: .venv-lock/bin/uv ## resolve the dependencies anew: deploy/locks/*.txt
 	@set -e; export UV_CUSTOM_COMPILE_COMMAND="make lock"; cd deploy/locks; \
