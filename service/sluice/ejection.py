@@ -18,12 +18,12 @@ JITTER = 0.2
 class Ejection:
     """Whether one worker is ejected, and until when. `draw` gives random numbers from 0 to 1."""
 
-    __slots__ = ("_draw", "_failures", "_readmitted_at", "_times", "num_trials", "until")
+    __slots__ = ("_draw", "_readmitted_at", "_times", "num_failures", "num_trials", "until")
 
     def __init__(self, draw: Callable[[], float] = random.random) -> None:
         self.until: float | None = None  # None: not ejected; in the past: half-open
         self.num_trials = 0  # calls that the worker has, and was given while it was ejected
-        self._failures = 0  # in a row
+        self.num_failures = 0  # in a row
         self._times = 0  # ejections in a row
         self._readmitted_at = 0.0
         self._draw = draw
@@ -42,21 +42,22 @@ class Ejection:
             if now < self.until or not self.num_trials:
                 return False
         else:
-            self._failures += 1
-            if self._failures < FAILURES:
+            self.num_failures += 1
+            if self.num_failures < FAILURES:
                 return False
             if now - self._readmitted_at > GOOD_AFTER_S:
                 self._times = 0
         length_s = min(LONGEST_S, FIRST_S * 2**self._times) * (1 - JITTER + 2 * JITTER * self._draw())
         self._times = min(self._times + 1, 16)
-        self._failures = 0
         self.until = now + length_s
         return True
 
     def succeeded(self, now: float) -> bool:
         """A call got what it wanted; True where that readmits the worker. Calls from before the ejection cannot."""
-        self._failures = 0
-        if self.until is None or not self.num_trials:
+        if self.until is not None and not self.num_trials:
+            return False
+        self.num_failures = 0
+        if self.until is None:
             return False
         self.until = None
         self._readmitted_at = now
@@ -65,4 +66,4 @@ class Ejection:
     def reset(self) -> None:
         """The worker is another one now, or was started anew; calls on trial go on."""
         self.until = None
-        self._failures = self._times = 0
+        self.num_failures = self._times = 0

@@ -93,7 +93,9 @@ class Pool:
     def candidates(self, call: Call, tried: Collection[Worker]) -> Sequence[Worker]:
         """Who may be picked now: usable, not ejected, and not tried for this call. It is not to be changed.
 
-        A worker that is ejected is better than none: where all others were tried it is one too. A call that is pinned may
+        Who is asked after another has failed is one whose last call did not fail, if there is one: where many turn sick at
+        once, a call does not go from one to the next. A worker that is ejected is better than none: where all others were
+        tried it is one too. A call that is pinned may
         go to a worker that drains.
         """
         if self._clock() >= self._good_until:
@@ -107,7 +109,8 @@ class Pool:
         if not tried:
             return self._candidates
         left = [worker for worker in self._candidates if worker not in tried]
-        return left or [worker for worker in self.workers if worker.is_usable and worker not in tried]
+        calm = [worker for worker in left if not worker.ejection.num_failures]
+        return calm or left or [worker for worker in self.workers if worker.is_usable and worker not in tried]
 
     def lease(self, call: Call, tried: Collection[Worker], now: float) -> Lease:
         """One slot on the worker that the policy picks; raises `WorkerUnavailable` where there is no candidate."""

@@ -141,6 +141,16 @@ def test_an_ejected_worker_is_better_than_none():
     assert names(here.candidates(call(), here.workers[1:])) == "a"
 
 
+def test_after_a_failure_those_are_asked_whose_last_call_did_not_fail():
+    here, _ = timed(3)
+    here.workers[1].failed(0.0)
+    assert names(here.candidates(call(), [])) == "abc"
+    assert names(here.candidates(call(), here.workers[:1])) == "c"
+    assert names(here.candidates(call(), [here.workers[0], here.workers[2]])) == "b"
+    here.workers[1].succeeded(0.0)
+    assert names(here.candidates(call(), here.workers[:1])) == "bc"
+
+
 def test_where_all_are_ejected_all_are_used_and_it_is_said_once(caplog):
     here, clock = timed(2)
     for worker in here.workers:
