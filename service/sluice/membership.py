@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -63,14 +63,19 @@ class Membership:
                     worker.judge(is_healthy=False, trouble="it is new, and not probed yet")
             worker.mark_draining(one.is_draining)
             members.append(worker)
-        urls = {worker.url for worker in members}
-        gone = [worker for url, worker in known.items() if url not in urls and not worker.is_draining]
-        is_plausible = self.discovery.is_certain or 2 * len(gone) < sum(not worker.is_draining for worker in known.values())
-        doubted = frozenset() if is_plausible else frozenset(worker for worker in gone if worker.is_healthy is not False)
-        if doubted - self.doubted:
-            logger.warning("%s: discovery has lost %d workers that are still up; they stay", self.pool.route, len(doubted))
-        self.doubted = doubted
-        self._swap([*members, *sorted(doubted, key=lambda worker: worker.url)])
+        self.doubted = self._doubt({worker.url for worker in members})
+        self._swap([*members, *sorted(self.doubted, key=lambda worker: worker.url)])
+
+    def _doubt(self, urls: Collection[str]) -> frozenset[Worker]:
+        """Who is not among these and stays all the same: who was doubted before, and now those who are gone with too many."""
+        believed = [worker for worker in self.pool.workers if not worker.is_draining and worker not in self.doubted]
+        gone = {worker for worker in believed if worker.url not in urls}
+        still = {worker for worker in self.doubted if worker.url not in urls}
+        if self.discovery.is_certain or 2 * len(gone) < len(believed):
+            gone = set()
+        elif gone:
+            logger.warning("%s: discovery has lost %d of %d workers at once", self.pool.route, len(gone), len(believed))
+        return frozenset(worker for worker in still | gone if worker.is_healthy is not False)
 
     def _reconsider(self) -> None:
         """Something was learnt of a worker: whoever is doubted and found ill is gone."""

@@ -79,23 +79,21 @@ class Scraper:
         try:
             page = await ask(worker, self._path, self._timeout_s, MAX_PAGE_BYTES)
             reading = engine_metrics.read(page)
+            if reading is None:
+                raise HttpJsonError("status", f"{worker.url}/metrics: says nothing of its load")
         except HttpJsonError as exc:
-            if exc.kind == "status" and self._path is FEW:
+            if exc.kind == "status" and exc.status in (None, 404) and self._path is FEW:
                 self._path = ALL  # it cannot choose
-                return
-            self._doubt(exc.kind, str(exc))
+            else:
+                self._doubt(exc.kind, str(exc))
             if worker.load is not None and now - worker.load.read_at > max(STALE_S, 4 * self._interval_s):
                 worker.load = None
-            return
         except ValueError as exc:
             self._doubt("absurd", f"its metrics are not to be believed: {exc}")
             worker.load = None
-            return
-        if reading is None:
-            self._path = ALL  # nor can it, or it has no such metrics at all
-            return
-        self._learn(page, reading)
-        self._take(reading, self._clock())
+        else:
+            self._learn(page, reading)
+            self._take(reading, self._clock())
 
     def _learn(self, page: bytes, reading: Reading) -> None:
         """What concerns more than this moment: sleep, restarts, the size of the cache."""

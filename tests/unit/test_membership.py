@@ -165,9 +165,22 @@ async def test_half_of_the_workers_gone_at_once_are_gone_when_their_probes_say_s
         assert here.names == "a b c"
         here.probe(c=False)
         assert here.names == "a b"
-        assert "still up; they stay" in caplog.text
+        assert "discovery has lost" in caplog.text
         await here.tell("a", "b", "c", "d")
         assert here.names == "a b c d" and not here.membership.doubted
+
+
+async def test_who_is_doubted_stays_so_however_few_are_left_of_them():
+    async with member("a", "b", "c", "d", "e") as here:
+        here.probe(a=True, b=True, c=True, d=True, e=True)
+        await here.tell("a", "b")
+        here.probe(c=False, d=False)
+        await here.tell("a", "b")
+        assert here.names == "a b e"
+        await here.tell("a", "b", "x")
+        assert here.names == "a b x e"
+        here.probe(e=False)
+        assert here.names == "a b x"
 
 
 async def test_those_who_are_found_again_are_doubted_no_more():

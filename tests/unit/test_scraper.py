@@ -86,7 +86,13 @@ async def test_a_worker_that_cannot_choose_is_asked_for_the_whole_page(script):
 
 @pytest.mark.parametrize(
     "script",
-    [scripts.never_answers(), scripts.empty(503), scripts.garbage(), scripts.reset_before_any_byte()],
+    [
+        scripts.never_answers(),
+        scripts.empty(503),
+        scripts.garbage(),
+        scripts.reset_before_any_byte(),
+        scripts.reply(200, b"# nothing of it", content_type="text/plain"),
+    ],
 )
 async def test_a_load_that_cannot_be_read_is_unknown_after_a_while(script, caplog):
     async with scraped(SHORT) as one:
