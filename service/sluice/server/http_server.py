@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -46,11 +46,27 @@ class HttpServer(uvicorn.Server):
         self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        timer = asyncio.get_running_loop().call_later(self._drain_timeout_s, self._cut)
+        """Stop listening, and drain. Who has connected and waits to be accepted is served: closing would reset them."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._drain_timeout_s, self._cut)
+        late = [
+            loop.create_task(self._adopt(accepted)) for listener in sockets or () for accepted in _not_accepted_yet(listener)
+        ]
         try:
             await super().shutdown(sockets)
+            await asyncio.gather(*late)
         finally:
             timer.cancel()
+
+    async def _adopt(self, accepted: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        _, protocol = await loop.connect_accepted_socket(self._protocol, accepted)
+        protocol.shutdown()
+
+    def _protocol(self) -> Protocol:
+        config, state = self.config, self.server_state
+        made: Protocol = config.http_protocol_class(config=config, server_state=state, app_state=self.lifespan.state)  # type: ignore
+        return made
 
     def _cut(self) -> None:
         for connection in list(self.server_state.connections):
@@ -107,6 +123,15 @@ def bind(host: str, port: int) -> socket.socket:
         raise
     listener.setblocking(False)
     return listener
+
+
+def _not_accepted_yet(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that wait at a listener which is about to be closed."""
+    with suppress(BlockingIOError):
+        while True:
+            accepted, _ = listener.accept()
+            accepted.setblocking(False)
+            yield accepted
 
 
 @contextmanager

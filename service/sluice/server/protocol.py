@@ -28,6 +28,7 @@ MAX_HEAD_BYTES = 65_536
 MAX_PIPELINED = 100
 MAX_REFUSED_CONNECTIONS = 100  # beyond `max_connections`; those beyond that are closed without a word
 LINGER_S = 2.0
+FRESH_S = 1.0  # for the first request of a connection that was opened just before we stopped
 NOWHERE: Final[Any] = deque(maxlen=0)  # forgets what is appended to it
 
 logger = logging.getLogger("sluice.server")
@@ -47,6 +48,7 @@ class Protocol(HttpToolsProtocol):
         self._num_read = 0
         self._read_timer: asyncio.TimerHandle | None = None  # for a head, or for what comes after the last answer
         self._is_deaf = False  # nothing that comes from here on is a request
+        self._is_draining = False  # the next request is the last one
         # What is written
         self._stall_timer: asyncio.TimerHandle | None = None
         self._is_held = False  # the next answer waits until the client has read the one before
@@ -121,6 +123,8 @@ class Protocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise httptools.HttpParserError
         super().on_headers_complete()
+        if self._is_draining:
+            self.cycle.keep_alive = False
         self.scope["extensions"] = {PUMP: Pump(self, self.cycle)}  # type: ignore[dict-item]
         self.headers = NOWHERE  # trailers are no headers
 
@@ -181,6 +185,20 @@ class Protocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()
+
+    def shutdown(self) -> None:
+        """The server stops: answers that run come to their end, and the connection with them.
+
+        One that has had no request was opened while we still listened, by somebody whose request is on its way: a proxy that
+        is told nothing cannot know whether it was served, and must not send it elsewhere.
+        """
+        self._is_draining = True
+        if self.cycle is not None or self._is_deaf:
+            super().shutdown()
+            return
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+        self._read_timer = self.loop.call_later(min(FRESH_S, self._timeouts.header_s), self._close)
 
     def _ends_after_answers(self) -> bool:
         """Whether whole requests are waiting for their answers: then they get them, and the connection ends."""

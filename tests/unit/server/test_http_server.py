@@ -76,6 +76,51 @@ async def test_a_drain_refuses_new_connections_closes_idle_ones_and_waits_for_an
     assert app.left == ["answered"]
 
 
+async def test_a_connection_from_before_a_drain_may_still_bring_its_request_and_no_second_one():
+    app = Held()
+    app.gate.set()
+    async with running(app) as (server, url, task):
+        async with RawClient(url) as fresh, RawClient(url) as half:
+            await half.send(HELLO[:10])
+            server.stop()
+            with pytest.raises(OSError):
+                while True:  # until it no longer listens
+                    async with RawClient(url):
+                        await asyncio.sleep(0.02)
+            await fresh.send(HELLO)
+            response = await fresh.read_response()
+            assert (response.body, response.header("connection")) == (b"hi", "close")
+            assert await fresh.read_rest(within_s=2) == b""
+            await half.send(HELLO[10:])
+            assert (await half.read_response()).header("connection") == "close"
+        await asyncio.wait_for(task, 2)
+
+
+async def test_a_connection_from_before_a_drain_that_brings_nothing_is_closed():
+    async with running(Held()) as (server, url, task), RawClient(url) as silent:
+        server.stop()
+        assert await silent.read_rest(within_s=3) == b""
+        await asyncio.wait_for(task, 2)
+
+
+async def test_who_waits_to_be_accepted_when_the_listener_closes_is_served():
+    app = Held()
+    app.gate.set()
+    started = asyncio.Event()
+    server = make_server(app, Server(), ClientTimeouts(), port=0, drain_timeout_s=10, on_started=started.set)
+    with bind("127.0.0.1", 0) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await started.wait()
+        with socket.create_connection(listener.getsockname()) as waiting:  # the loop has not turned since
+            waiting.sendall(HELLO)
+            waiting.setblocking(False)
+            await server.shutdown([listener])
+            assert b"connection: close" in (said := await asyncio.get_running_loop().sock_recv(waiting, 65_536))
+            assert said.endswith(b"hi")
+        serving.cancel()
+        await asyncio.wait({serving})
+
+
 async def test_a_second_stop_cuts_what_still_runs():
     app = Held()
     async with running(app) as (server, url, task), RawClient(url) as client:
