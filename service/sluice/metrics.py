@@ -172,6 +172,16 @@ def _shown_queues(states: Mapping[str, QueueState]) -> Iterator[Metric]:
     yield from (times, shed, waiting, tokens, limit, rate, wait)
 
 
+class TenantMetrics:
+    """The numbers of one tenant, over all routes."""
+
+    __slots__ = ("calls", "tokens")
+
+    def __init__(self) -> None:
+        self.calls: dict[int, int] = {}  # by status
+        self.tokens = [0, 0, 0]  # as in KINDS
+
+
 class Metrics(Collector):
     """What calls, keys and the access log count, and the gauges of workers."""
 
@@ -179,6 +189,7 @@ class Metrics(Collector):
         self.registry = registry
         self._calls: dict[tuple[str, str, int, str | None], int] = {}
         self._routes: dict[str, RouteMetrics] = {}
+        self._tenants: dict[str, TenantMetrics] = {}
         self._authentication_failures = 0
         self._lines_dropped = 0
         self._workers: Callable[[], Iterable[WorkerRow]] = tuple
@@ -204,8 +215,8 @@ class Metrics(Collector):
         """Show the queues of all routes, by name, at each scrape."""
         self._queues = states
 
-    def call_ended(self, route: str, endpoint: str, outcome: Outcome) -> None:
-        """The one update of a call."""
+    def call_ended(self, route: str, endpoint: str, outcome: Outcome, tenant: str | None = None) -> None:
+        """The one update of a call. The tenant is one of the keys file; None where nobody is known yet."""
         key = (route, endpoint, outcome.status, outcome.source)
         self._calls[key] = self._calls.get(key, 0) + 1
         numbers = self._routes.get(route)
@@ -228,6 +239,18 @@ class Metrics(Collector):
         tokens[0] += usage.prompt_tokens
         tokens[1] += usage.completion_tokens
         tokens[2] += usage.cached_tokens
+        if tenant is not None:
+            self._tenant_call_ended(tenant, outcome)
+
+    def _tenant_call_ended(self, tenant: str, outcome: Outcome) -> None:
+        numbers = self._tenants.get(tenant)
+        if numbers is None:
+            numbers = self._tenants[tenant] = TenantMetrics()
+        numbers.calls[outcome.status] = numbers.calls.get(outcome.status, 0) + 1
+        usage, tokens = outcome.usage, numbers.tokens
+        tokens[0] += usage.prompt_tokens
+        tokens[1] += usage.completion_tokens
+        tokens[2] += usage.cached_tokens
 
     def authentication_failed(self) -> None:
         self._authentication_failures += 1
@@ -238,6 +261,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         yield self._shown_calls()
         yield from self._shown_routes()
+        yield from self._shown_tenants()
         yield CounterMetricFamily(
             "sluice_authentication_failures",
             "Requests without a key or with a bad one.",
@@ -310,3 +334,13 @@ class Metrics(Collector):
                 for kind, count in zip(KINDS, counts, strict=True):
                     tokens.add_metric([route, kind, str(exact).lower()], count)
         yield from (duration, first_event, per_token, overhead, retries, resumes, wasted, tokens)
+
+    def _shown_tenants(self) -> Iterator[Metric]:
+        calls = CounterMetricFamily("sluice_tenant_calls", "Calls of a tenant, by HTTP status.", labels=["tenant", "status"])
+        tokens = CounterMetricFamily("sluice_tenant_tokens", "Tokens of a tenant's calls.", labels=["tenant", "kind"])
+        for tenant, numbers in list(self._tenants.items()):
+            for status, count in list(numbers.calls.items()):
+                calls.add_metric([tenant, str(status)], count)
+            for kind, count in zip(KINDS, numbers.tokens, strict=True):
+                tokens.add_metric([tenant, kind], count)
+        yield from (calls, tokens)

@@ -64,7 +64,7 @@ def retrieving(
     retrieval = settings.retrieval
 
     def told(call: Call, outcome: Outcome) -> None:
-        metrics.call_ended(call.route, call.endpoint, outcome)
+        metrics.call_ended(call.route, call.endpoint, outcome, call.tenant.name)
 
     children = Children(gateway, routes, clock, told)
     route = retrieval.embedding_route

@@ -64,6 +64,19 @@ def test_gateways_count_each_other_and_a_single_one_does_not(tmp_path: Path) -> 
     assert settings_of(default("--set=gateway.replicaCount=1"), tmp_path).replicas.dns is None
 
 
+def test_gateways_and_the_retrieval_store_find_each_other(tmp_path: Path) -> None:
+    found = objects("--values", FULL)
+    retrieval = settings_of(found, tmp_path).retrieval
+    assert (retrieval.url, retrieval.token_env) == ("http://ai-retrieval.prod.svc:8010", "SLUICE_RETRIEVAL_TOKEN")
+    assert (retrieval.host, retrieval.port, str(retrieval.path)) == ("0.0.0.0", 8010, "/data")
+    assert retrieval.embedding_route == "embeddings"
+    store = container(found, "StatefulSet", "ai-retrieval")
+    assert store["args"] == ["retrieval", "--config", "/etc/sluice/config/sluice.yaml"]
+    assert {"name": "data", "mountPath": "/data"} in store["volumeMounts"]
+    assert "SLUICE_RETRIEVAL_TOKEN" in [variable["name"] for variable in store["env"]]
+    assert settings_of(default(), tmp_path).retrieval.store is None, "a gateway has no disk to keep files on"
+
+
 def test_traces_go_where_the_values_say(tmp_path: Path) -> None:
     found = objects("--values", FULL)
     tracing = settings_of(found, tmp_path).tracing
@@ -72,6 +85,14 @@ def test_traces_go_where_the_values_say(tmp_path: Path) -> None:
         "--otlp-traces-endpoint=http://collector.monitoring:4318/v1/traces"
         in container(found, "StatefulSet", "ai-llama-worker")["args"]
     )
+
+
+def test_gateways_have_one_secret_and_hold_less_than_their_memory(tmp_path: Path) -> None:
+    settings = settings_of(objects("--values", FULL), tmp_path)
+    assert settings.server.secret_env == "SLUICE_SECRET"
+    assert settings.routes["llama"].cache_salt == "tenant"
+    limit = container(objects("--values", FULL), "Deployment", "ai-gateway")["resources"]["limits"]["memory"]
+    assert limit == "1Gi" and settings.server.max_buffered_bytes <= 2**30 / 2
 
 
 def test_the_key_of_the_workers_comes_from_the_same_secret_on_both_sides() -> None:

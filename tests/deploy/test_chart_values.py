@@ -15,7 +15,7 @@ REFUSED = [
     ("limits.store=memory", "redis: limits in memory are those of one gateway, and need gateway.replicaCount 1"),
     ("gateway.replicaCount=1,gateway.autoscaling.type=hpa,limits.store=memory", "redis: limits in memory are those of one"),
     ("limits.store=postgres", "value must be one of 'redis', 'memory'"),
-    ("redis.enabled=false", "limits.store is redis, and there is none: set redis.enabled, redis.external.url"),
+    ("redis.enabled=false", "limits.store is redis, and there is none: set redis.enabled or redis.external.url"),
     ("redis.enabled=false,redis.external.url=redis://me:secret@host:6379/0", "does not match pattern"),
     ("gateway.auth.existingSecret=", "make a keys file with `sluice key new`"),
     ("gateway.auth.mode=none", "value must be one of 'keys', 'open'"),
@@ -46,6 +46,7 @@ REFUSED = [
     ("models.llama.strategy.maxSurge=1", "the new worker would wait for the volume of the old one for ever"),
     ("models.llama.strategy.maxUnavailable=0", "maxSurge and maxUnavailable are both 0, so it could never be rolled"),
     ("models.llama.terminationGracePeriodSeconds=30", "models.llama.terminationGracePeriodSeconds: 30 s are too few"),
+    ("models.llama.route.cache_salt=tenant", "responses_store and cache_salt need gateway.secret.existingSecret"),
     ("models.llama.vllm.loraModules.sql=/sql", "models.llama.vllm.loraModules needs vllm.enableLora"),
     ("models.llama.autoscaling.enabled=true,models.llama.kind=StatefulSet", "models.llama.autoscaling asks Prometheus"),
     ("models.llama.extraArgs[0]=--api-key=abc", "models.llama.extraArgs: --api-key is set by the chart"),
@@ -55,6 +56,9 @@ REFUSED = [
     ("tracing.sampleRatio=2", "maximum: got 2, want 1"),
     ("monitoring.interval=fast", "does not match pattern"),
     ("monitoring.prometheusRule.enabled=true,monitoring.prometheusRule.overrides.Gone.for=5m", "there is no alert Gone"),
+    ("redis.external.existingSecret=x", "is the password of redis.external.url, which is empty"),
+    ("retrieval.enabled=true", "retrieval.existingSecret is empty: `kubectl create secret generic"),
+    ("gateway.config.retrieval.path=/tmp", "gateway.config.retrieval.path: the chart sets it"),
     ("retrieval.persistence.size=big", "does not match pattern"),
 ]
 

@@ -4,7 +4,10 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -17,7 +20,8 @@ from tests.deploy.tools import CHART, ROOT, default, process, run, tool, until
 
 DASHBOARDS = sorted(CHART.glob("files/dashboards/*.json"))
 FILLED_IN = {"$__rate_interval": "20s", "$namespace": ".*", "$route": ".*", "$tenant": ".*"}
-TRAFFIC_S = 12
+TRAFFIC_S = 15
+NUM_CLIENTS = 6
 
 
 def panels() -> Iterator[tuple[str, str]]:
@@ -43,25 +47,67 @@ def scrape_config(gateway_: Gateway, workers: Workers) -> dict[str, Any]:
 
 
 def send_traffic(to: Gateway, workers: Workers) -> None:
-    """Some of everything that a gateway counts: good calls and bad ones, streams, a shared prefix, a worker that refuses."""
-    headers = {"authorization": f"Bearer {to.keys['people']}"}
+    """Some of everything that a gateway counts, at once from several clients, so that calls wait and some are shed."""
     until_s = time.monotonic() + TRAFFIC_S
-    with httpx.Client(base_url=f"{to.url}/v1", headers=headers, timeout=60) as client:
+    with ThreadPoolExecutor(NUM_CLIENTS) as clients:
+        for done in [clients.submit(one_client, to, until_s) for _ in range(NUM_CLIENTS)]:
+            while not done.done():
+                workers.order(kind="storm", share=0.5, for_s=1, worker=0)
+                workers.order(kind="cut", events=3, share=0.5, for_s=1, worker=1)
+                time.sleep(0.5)
+            done.result()
+
+
+def one_client(to: Gateway, until_s: float) -> None:
+    """Good calls and bad ones, streams, a shared prefix, a tenant over its limit, a bad key, a question to documents."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "again and again " * 60}], "max_tokens": 8}
+    asking = {"retrieval": {"vector_store_ids": ["handbook"], "on_error": "open"}}
+    with httpx.Client(base_url=f"{to.url}/v1", timeout=60) as client:
         while time.monotonic() < until_s:
-            workers.order(kind="storm", share=0.5, for_s=1, worker=0)
-            for stream in (True, False):
-                body = {"model": MODEL, "messages": [{"role": "user", "content": "again and again " * 60}], "max_tokens": 3}
-                client.post("/chat/completions", json=body | {"stream": stream})
-            client.post("/chat/completions", json={"model": MODEL, "messages": []})
-            client.post("/chat/completions", json=body, headers={"authorization": "Bearer sk-wrong"})
+            for key, more in (
+                (to.keys["people"], {"stream": True}),
+                (to.keys["people"], {"messages": []}),
+                (to.keys["people"], asking),
+                (to.keys["guests"], {}),
+                ("sk-wrong", {}),
+            ):
+                client.post("/chat/completions", json=body | more, headers={"authorization": f"Bearer {key}"})
+
+
+class Handbook(BaseHTTPRequestHandler):
+    """A search by Dify's contract that knows one sentence."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        record = {"content": "The gateway listens on port 8000.", "score": 0.9, "title": "handbook", "metadata": {}}
+        body = json.dumps({"records": [record]}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def handbook() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handbook) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/retrieval"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def prometheus(handbook: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its URL, when it has scraped enough."""
     folder = tmp_path_factory.mktemp("prometheus")
     port = free_port()
-    with fleet(folder, "-n", "2", "--time-warp", "4") as workers, gateway(folder, settings(workers)) as ours:
+    with (
+        fleet(folder, "-n", "2") as workers,
+        gateway(folder, settings(workers, handbook, folder), keys={"people": (), "guests": ()}) as ours,
+    ):
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(scrape_config(ours, workers)))
         options = [f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'data'}"]
         with process(folder / "prometheus.log", tool("prometheus"), *options, f"--web.listen-address=127.0.0.1:{port}"):
@@ -71,8 +117,14 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield url
 
 
-def settings(workers: Workers) -> dict[str, Any]:
-    return routes(workers)
+def settings(workers: Workers, retriever: str, folder: Path) -> dict[str, Any]:
+    """So narrow that calls wait, and some are shed; and a second route whose workers are discovered."""
+    (folder / "found.json").write_text(json.dumps({"found": dict.fromkeys(workers.urls, "1")}))
+    given = routes(workers, queue={"max_in_flight": 2, "max_waiting": 1})["routes"]
+    return {
+        "routes": given | {"found": {"workers": {"managed": str(folder / "found.json")}, "served_model": MODEL}},
+        "retrieval": {"retrievers": {"handbook": {"type": "http", "url": retriever}}},
+    }
 
 
 def found(url: str, query: str) -> list[Any]:

@@ -5,9 +5,11 @@ Debian's own packages make the base (mmdebstrap), buildah builds, umoci unpacks,
 """
 
 import json
+import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +28,7 @@ STORE = TOOLS / "image"
 BASE = "localhost/sluice-base:bookworm"
 IMAGE = "localhost/sluice:test"
 PACKAGES = "python3,python3-venv,ca-certificates"
-# Where this machine's pip and TLS are set up for a mirror: what the build must see to reach its packages.
-OF_THIS_MACHINE = [Path("/etc/pip.conf"), Path("/etc/ssl/certs/ca-certificates.crt")]
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def buildah(*command: str | Path) -> str:
@@ -61,10 +62,25 @@ def base() -> str:
     return BASE
 
 
+def pip_of_this_machine() -> list[str]:
+    """Mounts by which pip in the build finds its packages where pip on this machine does: mirrors, folders, authorities."""
+    listed = run(sys.executable, "-m", "pip", "config", "list").stdout
+    settings = dict(re.findall(r"^(?:global|:env:)\.(\S+?)='(.*)'$", listed, re.MULTILINE))
+    config = STORE / "pip.conf"
+    config.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
+    named = {Path(word.removeprefix("file://")) for value in settings.values() for word in value.split()}
+    there = {path for path in named if path.is_absolute() and path.exists()} | {
+        path for path in [CERTIFICATES] if path.exists()
+    }
+    there = {path.parent if path.name == "simple" else path for path in there}  # a local index has its files beside it
+    mounts = [f"{config}:/etc/pip.conf:ro", *(f"{path}:{path}:ro" for path in sorted(there))]
+    return [part for mount in mounts for part in ("--volume", mount)]
+
+
 @pytest.fixture(scope="session")
 def layout(base: str) -> Path:
     """The built image, as an OCI layout."""
-    mounts = [part for path in OF_THIS_MACHINE if path.exists() for part in ("--volume", f"{path}:{path}:ro")]
+    mounts = pip_of_this_machine()
     how = ["--pull-never", "--isolation", "chroot", "--build-arg", f"BASE_IMAGE={base}", *mounts]
     buildah("bud", *how, "--file", ROOT / "deploy/docker/Dockerfile.gateway", "--tag", IMAGE, ROOT)
     shutil.rmtree(STORE / "oci", ignore_errors=True)

@@ -111,7 +111,7 @@ async def one_stream(port: int, key: str) -> str | None:
     if b"data: [DONE]" not in got:
         return f"dropped: it ends with {got[-200:]!r}"
     tokens = re.search(rb'"completion_tokens":(\d+)', got)
-    return None if tokens and int(tokens[1]) == NUM_TOKENS else f"of another length: {got[-300:]!r}"
+    return None if tokens and int(tokens[1]) == NUM_TOKENS else f"{tokens and tokens[1]!r} tokens: {got[-300:]!r}"
 
 
 async def answer(port: int, request: bytes) -> bytes:

@@ -56,6 +56,21 @@ def test_a_call_is_one_update(metrics):
     assert scrape.value("sluice_retries_total", route="smollm2") == 0
 
 
+def test_what_a_tenant_had_is_counted_over_all_routes(metrics):
+    metrics.call_ended("smollm2", CHAT, WELL, "acme")
+    metrics.call_ended("minilm", Endpoint.EMBEDDINGS.value, WELL, "acme")
+    metrics.call_ended("smollm2", CHAT, Outcome(429, source=Source.GATEWAY), "guests")
+    metrics.call_ended("", CHAT, Outcome(401, source=Source.DOWNSTREAM))
+    scrape = Scrape(metrics)
+    assert scrape.of("sluice_tenant_calls_total") == {
+        (("status", "200"), ("tenant", "acme")): 2,
+        (("status", "429"), ("tenant", "guests")): 1,
+    }
+    for kind, count in (("prompt", 20), ("completion", 10), ("cached", 4)):
+        assert scrape.value("sluice_tenant_tokens_total", tenant="acme", kind=kind) == count
+        assert not scrape.value("sluice_tenant_tokens_total", tenant="guests", kind=kind)
+
+
 def test_calls_are_counted_by_what_became_of_them(metrics):
     for source, status in ((None, 200), (Source.UPSTREAM, 502), (Source.DOWNSTREAM, 499), (Source.UPSTREAM, 502)):
         metrics.call_ended("smollm2", CHAT, Outcome(status, source=source))

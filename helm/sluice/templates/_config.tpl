@@ -2,6 +2,8 @@
 
 {{- define "sluice.config" -}}
 {{- $server := dict "host" "0.0.0.0" "port" .Values.gateway.ports.http "metrics_port" .Values.gateway.ports.metrics -}}
+{{- $_ := set $server "max_buffered_bytes" (int64 .Values.gateway.maxBufferedBytes) -}}
+{{- if .Values.gateway.secret.existingSecret }}{{- $_ := set $server "secret_env" "SLUICE_SECRET" -}}{{- end -}}
 {{- $auth := dict "mode" .Values.gateway.auth.mode -}}
 {{- if eq .Values.gateway.auth.mode "keys" -}}
 {{- $_ := set $auth "keys_file" (printf "/etc/sluice/keys/%s" .Values.gateway.auth.secretKey) -}}
@@ -16,6 +18,13 @@
 {{- $config := dict "server" $server "auth" $auth "routes" $routes "drain_timeout_s" .Values.gateway.drain.timeoutSeconds -}}
 {{- if or (gt (int .Values.gateway.replicaCount) 1) (ne .Values.gateway.autoscaling.type "none") -}}
 {{- $_ := set $config "replicas" (dict "dns" (printf "%s.%s.svc" (include "sluice.name" (list . "gateway-metrics")) .Release.Namespace)) -}}
+{{- end -}}
+{{- if .Values.retrieval.enabled -}}
+{{- $url := printf "http://%s.%s.svc:%d" (include "sluice.name" (list . "retrieval")) .Release.Namespace (int .Values.retrieval.port) -}}
+{{- $there := dict "host" "0.0.0.0" "port" .Values.retrieval.port "path" "/data" -}}
+{{- $_ := set $config "retrieval" (merge $there (dict "url" $url "token_env" "SLUICE_RETRIEVAL_TOKEN")) -}}
+{{- else -}}
+{{- $_ := set $config "retrieval" (dict "store" nil) -}}
 {{- end -}}
 {{- if .Values.tracing.enabled -}}
 {{- $_ := set $config "tracing" (dict "endpoint" (printf "%s/v1/traces" .Values.tracing.otlpEndpoint) "sample_ratio" .Values.tracing.sampleRatio) -}}

@@ -89,7 +89,7 @@ annotations:
 {{- end -}}
 
 {{- define "sluice.runsRedis" -}}
-{{- if and .Values.redis.enabled (eq .Values.limits.store "redis") (not .Values.redis.external.url) (not .Values.redis.external.existingSecret) -}}true{{- end -}}
+{{- if and .Values.redis.enabled (eq .Values.limits.store "redis") (not .Values.redis.external.url) -}}true{{- end -}}
 {{- end -}}
 
 {{/* (list $ "serviceMonitor" "monitoring.coreos.com/v1"): whether it is wanted; an API that is not there is told. */}}

@@ -91,7 +91,7 @@ class HotEndpoints:
             )
             async with way_down as downstream:
                 visit.outcome = await relay.run(downstream)
-        self._metrics.call_ended(call.route, endpoint, visit.outcome)
+        self._metrics.call_ended(call.route, endpoint, visit.outcome, call.tenant.name)
         if visit.trace is not None:
             visit.trace.end(call, visit.outcome)
 

@@ -30,7 +30,7 @@
     - {port: 6379, protocol: TCP}
 {{- else if eq .Values.limits.store "redis" }}
 - ports:
-    - {port: {{ .Values.redis.external.port }}, protocol: TCP}
+    - {port: {{ default "6379" (regexFind ":[0-9]+(/|$)" .Values.redis.external.url | trimPrefix ":" | trimSuffix "/") }}, protocol: TCP}
 {{- end }}
 {{- if .Values.retrieval.enabled }}
 - to:

@@ -10,27 +10,33 @@
     secretKeyRef: {name: {{ $model.apiKey.existingSecret }}, key: {{ $model.apiKey.key }}}
 {{- end }}
 {{- end }}
-{{- end -}}
-
-{{- define "sluice.gatewayMounts" -}}
-- {name: config, mountPath: /etc/sluice/config, readOnly: true}
-{{- if eq .Values.gateway.auth.mode "keys" }}
-- {name: keys, mountPath: /etc/sluice/keys, readOnly: true}
+{{- with .Values.gateway.secret.existingSecret }}
+- name: SLUICE_SECRET
+  valueFrom:
+    secretKeyRef: {name: {{ . }}, key: {{ $.Values.gateway.secret.key }}}
 {{- end }}
-- {name: tmp, mountPath: /tmp}
+{{- if and (eq .Values.limits.store "redis") .Values.redis.external.existingSecret }}
+- name: SLUICE_REDIS_PASSWORD
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.redis.external.existingSecret }}, key: {{ .Values.redis.external.key }}}
+{{- end }}
+{{- if .Values.retrieval.enabled }}
+- name: SLUICE_RETRIEVAL_TOKEN
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.retrieval.existingSecret }}, key: {{ .Values.retrieval.key }}}
+{{- end }}
 {{- end -}}
 
 {{/* Whole folders, not single files: so a changed Secret reaches the pod, and the keys are followed while it runs. */}}
-{{- define "sluice.gatewayVolumes" -}}
+{{- define "sluice.commonMounts" -}}
+- {name: config, mountPath: /etc/sluice/config, readOnly: true}
+- {name: tmp, mountPath: /tmp}
+{{- end -}}
+
+{{- define "sluice.commonVolumes" -}}
 - name: config
   configMap:
     name: {{ default (include "sluice.name" (list . "gateway")) .Values.gateway.existingConfigMap }}
-{{- if eq .Values.gateway.auth.mode "keys" }}
-- name: keys
-  secret:
-    secretName: {{ .Values.gateway.auth.existingSecret }}
-    defaultMode: 0440
-{{- end }}
 - name: tmp
   emptyDir: {sizeLimit: 1Gi}
 {{- end -}}

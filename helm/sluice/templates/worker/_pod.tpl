@@ -23,7 +23,7 @@ spec:
   terminationGracePeriodSeconds: {{ include "sluice.grace" (list $model.drain.preStopSeconds $model.drain.shutdownTimeoutSeconds $model.terminationGracePeriodSeconds (printf "models.%s.terminationGracePeriodSeconds" $key)) }}
   securityContext:
     {{- include "sluice.podSecurity" (list $root 2000) | nindent 4 }}
-  {{- include "sluice.placement" (list $root $model) | nindent 2 }}
+  {{- with include "sluice.placement" (list $root $model) | trim }}{{ . | nindent 2 }}{{- end }}
   {{- with $model.topologySpreadConstraints }}
   topologySpreadConstraints:
     {{- toYaml . | nindent 4 }}
