@@ -55,7 +55,8 @@ class Line:
         self.pool = Pool(MODEL, self.workers, policy or InOrder())
         self.admission = Admission(self.pool, self.settings.queue)
         served = Served(self.settings, self.pool, self.admission, retries=retries or RetryBudget())
-        self.gateway = Gateway({MODEL: served}, now)
+        self.routes = {MODEL: served}
+        self.gateway = Gateway(self.routes, now)
 
     async def __aenter__(self) -> Self:
         return self

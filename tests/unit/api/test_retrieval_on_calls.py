@@ -1,5 +1,6 @@
 """Calls with retrieval through the whole gateway: what goes up, what comes down, and what goes wrong."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -47,6 +48,7 @@ async def shared(
             "retrievers": {
                 "kb": {"type": "http", "url": knowledge.url + "/retrieval", "stores": stores},
                 "theirs": secret,
+                "slow": {"type": "http", "url": knowledge.url + "/retrieval"},
                 "dead": {"type": "http", "url": "http://127.0.0.1:1/retrieval"},
             },
             "on_call": {"public_url": "https://gw.example"},
@@ -471,3 +473,96 @@ async def test_a_response_that_wants_sources_gets_our_answer_too(gateway: Gatewa
     whole = orjson.loads(response.body.split(b"\n\n")[-2].partition(b"data: ")[2])["response"] if stream else response.json()
     assert [item["type"] for item in whole["output"]] == ["file_search_call", "message"]
     assert whole["output"][1]["content"][0]["text"].startswith("The sources hold no answer")
+
+
+CONDITION = {"name": ["lang"], "comparison_operator": "is", "value": "zh"}
+
+
+async def test_difys_conditions_are_filters(gateway: Gateway, knowledge: KnowledgeServer):
+    asked = {"knowledge_id": "handbook", "query": "port", "retrieval_setting": {"top_k": 2, "score_threshold": 0}}
+    several = CONDITION | {"name": ["lang", "tongue"], "comparison_operator": "in", "value": ["zh", "de"]}
+    condition = {"logical_operator": "and", "conditions": [CONDITION | {"comparison_operator": "≥", "value": 7}]}
+
+    response = await gateway.request("POST", "/retrieval", json=asked | {"metadata_condition": condition})
+    nested = await gateway.request("POST", "/retrieval", json=asked | {"metadata_condition": {"conditions": [several]}})
+
+    assert response.status == 200
+    sent = knowledge.asked()[0]["metadata_condition"]
+    assert sent == {"logical_operator": "and", "conditions": [CONDITION | {"comparison_operator": "≥", "value": 7.0}]}
+    assert (nested.status, nested.json()["error_code"]) == (400, 400)  # that service takes one level
+    assert (await gateway.request("POST", "/retrieval", json=asked | {"metadata_condition": {"conditions": []}})).status == 200
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"knowledge_id": 7},
+        {"knowledge_id": ""},
+        {"query": " "},
+        {"query": None},
+        {"retrieval_setting": None},
+        {"retrieval_setting": {"top_k": 0, "score_threshold": 0}},
+        {"retrieval_setting": {"top_k": 1, "score_threshold": 7}},
+        {"metadata_condition": {"conditions": [CONDITION | {"comparison_operator": "contains"}]}},
+        {"metadata_condition": {"conditions": ["x"]}},
+        {"metadata_condition": {"logical_operator": "xor", "conditions": [CONDITION]}},
+        {"metadata_condition": {"conditions": [CONDITION | {"name": [7]}]}},
+    ],
+)
+async def test_what_dify_asks_wrongly_is_refused_in_its_own_words(gateway: Gateway, more: dict[str, Any]):
+    asked = {"knowledge_id": "handbook", "query": "port", "retrieval_setting": {"top_k": 2, "score_threshold": 0}}
+
+    response = await gateway.request("POST", "/retrieval", json=asked | more)
+
+    assert response.status == 400, response
+    assert response.json().keys() == {"error_code", "error_msg"} and response.json()["error_code"] == 400
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b""])
+async def test_what_is_no_json_is_refused_in_difys_words_too(gateway: Gateway, body: bytes):
+    response = await gateway.request("POST", "/retrieval", body=body, headers=[("content-type", "application/json")])
+
+    assert (response.status, response.json()["error_code"]) == (400, 400)
+
+
+async def test_dify_without_a_key_is_told_so_in_its_words(gateway: Gateway):
+    response = await gateway.request("POST", "/retrieval", key=None, json={})
+
+    assert (response.status, response.json()["error_code"]) == (401, 1002)
+
+
+async def test_one_tenants_searches_are_bounded_and_another_ones_go_on(
+    gateway: Gateway, knowledge: KnowledgeServer, worker: ScriptedWorker
+):
+    knowledge.script = scripts.never_answers()
+    slow = ASK | {"retrieval": {"vector_store_ids": ["slow"]}}  # of its own: it will be left alone for a while
+    waiting = [asyncio.create_task(gateway.request("POST", CHAT, json=slow)) for _ in range(16)]
+    await gateway.until(lambda: len(knowledge.requests) == 16)
+
+    told(await gateway.request("POST", CHAT, json=slow), 429, "server_overloaded")
+    other = {"retrieval": {"vector_store_ids": ["dead"], "on_error": "open"}}
+    assert (await gateway.request("POST", CHAT, json=ASK | other, key=gateway.keys.globex)).status == 200
+    assert {(await one).status for one in waiting} == {504}
+
+
+async def test_a_client_that_leaves_ends_its_search(gateway: Gateway, knowledge: KnowledgeServer, worker: ScriptedWorker):
+    knowledge.script = scripts.never_answers()
+    async with gateway.connect() as client:
+        await client.send(gateway.bytes("POST", CHAT, json=ASK | WITH))
+        await gateway.until(lambda: len(knowledge.requests) == 1)
+    await gateway.until(lambda: not knowledge.num_running)
+    assert not worker.calls()
+
+
+async def test_a_header_that_would_switch_on_is_refused_where_something_is_asked(gateway: Gateway):
+    told(await gateway.request("POST", CHAT, json=ASK | WITH, headers=[("x-retrieval", "on")]), 400)
+
+
+async def test_a_turn_of_images_alone_needs_a_query(gateway: Gateway, worker: ScriptedWorker):
+    asked = {"model": "smollm2", "messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "x"}]}]}
+
+    assert "retrieval.query" in told(await gateway.request("POST", CHAT, json=asked | WITH), 400)
+    named = await gateway.request("POST", CHAT, json=asked | {"retrieval": WITH["retrieval"] | {"query": "port"}})
+    assert named.json()["retrieval"]["queries"] == ["port"]
+    plain = await gateway.request("POST", CHAT, json=asked | {"model": "grounded"})
+    assert plain.header("x-retrieval-status") == "empty"
