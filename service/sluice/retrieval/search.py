@@ -32,6 +32,7 @@ from sluice.retrieval.wish import Wish
 from sluice.types import Tenant
 
 EMBEDDED = "embedded"
+GRACE_S = 0.2
 
 logger = logging.getLogger("sluice.retrieval")
 
@@ -139,7 +140,9 @@ class Searcher:
             return _failed(refs, "unavailable")
         limit = MAX_RESULTS if self._reranker is not None and wish.reranks else wish.max_num_results
         try:
-            async with asyncio.timeout(deadline - self._clock()):
+            # Retrievers keep to the deadline; one that does not is cancelled a little later, so that none is cancelled twice
+            # at once: what closes a connection would be interrupted.
+            async with asyncio.timeout(deadline - self._clock() + GRACE_S):
                 result = await self._retrievers[name].search(
                     tenant=tenant,
                     stores=refs,
@@ -164,7 +167,10 @@ class Searcher:
             logger.exception("the retriever %s failed inside the gateway", name)
             breaker.failed()
             return _failed(refs, "failed")
-        breaker.succeeded()
+        if result.failures and not result.passages:
+            breaker.failed()
+        else:
+            breaker.succeeded()
         return result
 
     async def _reranked(

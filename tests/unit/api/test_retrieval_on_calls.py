@@ -25,6 +25,12 @@ WITH = {"retrieval": {"vector_store_ids": ["handbook"]}}
 TOOL = {"type": "file_search", "vector_store_ids": ["handbook"]}
 CITING = ("It is ", "8443 ", "[1], ", "时间 ", "［2］。", " Not [7], nor `x[1]`.")
 TEXT = "".join(CITING)
+# Retrievers for a test each: what fails five times is left alone for a while.
+FRAIL = ["slow", "late", "garbled0", "garbled1", "garbled2", "garbled3"]
+
+
+def of(*stores: str) -> dict[str, Any]:
+    return {"retrieval": {"vector_store_ids": list(stores)}}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -48,10 +54,10 @@ async def shared(
             "retrievers": {
                 "kb": {"type": "http", "url": knowledge.url + "/retrieval", "stores": stores},
                 "theirs": secret,
-                "slow": {"type": "http", "url": knowledge.url + "/retrieval"},
+                **{name: {"type": "http", "url": knowledge.url + "/retrieval"} for name in FRAIL},
                 "dead": {"type": "http", "url": "http://127.0.0.1:1/retrieval"},
             },
-            "on_call": {"public_url": "https://gw.example"},
+            "on_call": {"public_url": "https://gw.example", "search_timeout_s": 1.5},
         }
         folder = tmp_path_factory.mktemp("gateway")
         routes = {
@@ -356,29 +362,38 @@ async def test_a_store_that_does_not_answer_in_time_is_a_504(
 ):
     knowledge.script = scripts.never_answers()
 
-    closed = await gateway.request("POST", CHAT, json=ASK | WITH)
+    closed = await gateway.request("POST", CHAT, json=ASK | of("late"))
 
     told(closed, 504, "retrieval_timeout")
     assert not worker.calls()
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        scripts.reply(200, {"records": "many"}),
-        scripts.reply(200, b"<html>", content_type="text/html"),
-        scripts.reply(500, {"error_code": 500, "error_msg": "secret inner words"}),
-        scripts.garbage(),
-    ],
-)
+BROKEN = [
+    scripts.reply(200, {"records": "many"}),
+    scripts.reply(200, b"<html>", content_type="text/html"),
+    scripts.reply(500, {"error_code": 500, "error_msg": "secret inner words"}),
+    scripts.garbage(),
+]
+
+
+@pytest.mark.parametrize("number", range(len(BROKEN)))
 async def test_a_store_that_answers_garbage_is_a_503_without_its_words(
-    gateway: Gateway, knowledge: KnowledgeServer, script: Any
+    gateway: Gateway, knowledge: KnowledgeServer, number: int
 ):
-    knowledge.script = script
+    knowledge.script = BROKEN[number]
 
-    said = told(await gateway.request("POST", CHAT, json=ASK | WITH), 503, "retrieval_unavailable")
+    said = told(await gateway.request("POST", CHAT, json=ASK | of(f"garbled{number}")), 503, "retrieval_unavailable")
 
-    assert "secret" not in said
+    assert "secret" not in said and len(knowledge.requests) == 1
+
+
+async def test_a_store_that_fails_again_and_again_is_left_alone(gateway: Gateway, knowledge: KnowledgeServer):
+    knowledge.script = scripts.garbage()
+
+    for _ in range(8):
+        told(await gateway.request("POST", CHAT, json=ASK | of("garbled0")), 503, "retrieval_unavailable")
+
+    assert len(knowledge.requests) <= 5
 
 
 async def test_nothing_found_is_an_answer(gateway: Gateway, worker: ScriptedWorker):
@@ -535,9 +550,9 @@ async def test_one_tenants_searches_are_bounded_and_another_ones_go_on(
     gateway: Gateway, knowledge: KnowledgeServer, worker: ScriptedWorker
 ):
     knowledge.script = scripts.never_answers()
-    slow = ASK | {"retrieval": {"vector_store_ids": ["slow"]}}  # of its own: it will be left alone for a while
+    slow = ASK | of("slow")
     waiting = [asyncio.create_task(gateway.request("POST", CHAT, json=slow)) for _ in range(16)]
-    await gateway.until(lambda: len(knowledge.requests) == 16)
+    await knowledge.until(lambda: len(knowledge.requests) == 16)
 
     told(await gateway.request("POST", CHAT, json=slow), 429, "server_overloaded")
     other = {"retrieval": {"vector_store_ids": ["dead"], "on_error": "open"}}
@@ -549,8 +564,8 @@ async def test_a_client_that_leaves_ends_its_search(gateway: Gateway, knowledge:
     knowledge.script = scripts.never_answers()
     async with gateway.connect() as client:
         await client.send(gateway.bytes("POST", CHAT, json=ASK | WITH))
-        await gateway.until(lambda: len(knowledge.requests) == 1)
-    await gateway.until(lambda: not knowledge.num_running)
+        await knowledge.until(lambda: len(knowledge.requests) == 1)
+    await knowledge.until(lambda: not knowledge.num_running)
     assert not worker.calls()
 
 
