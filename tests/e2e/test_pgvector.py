@@ -13,9 +13,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from sluice.errors import EmbeddingMismatch, RetrievalTimeout, RetrievalUnavailable
+from sluice.errors import BadRequest, EmbeddingMismatch, RetrievalTimeout, RetrievalUnavailable
 from sluice.retrieval.adapters.pgvector import PgvectorRetriever
-from sluice.retrieval.base import QueryVectors
+from sluice.retrieval.base import Comparison, QueryVectors
 from tests.support import retriever_contract as contract
 
 TABLE = """
@@ -135,6 +135,13 @@ async def test_vectors_of_another_length_are_a_mismatch(url: str, retriever: Pgv
             deadline=time.monotonic() + 10,
         )
     await unchecked.close()
+
+
+async def test_what_postgresql_cannot_hold_is_a_bad_filter(retriever: PgvectorRetriever):
+    for filters in (Comparison("eq", "lang", "a\x00b"), Comparison("eq", "la\x00ng", "x"), Comparison("gt", "lang", "\x00")):
+        with pytest.raises(BadRequest):
+            await contract.found(retriever, filters=filters, deadline=time.monotonic() + 10)
+    assert (await contract.found(retriever, deadline=time.monotonic() + 10)).passages
 
 
 async def test_a_server_that_is_slow_is_left_at_the_deadline_and_serves_the_next_one(url: str, retriever: PgvectorRetriever):

@@ -16,6 +16,7 @@ from sluice.retrieval.wish import Wish
 from sluice.types import Tenant
 from sluice.wire.sources import Ask
 
+GRACE_S = 0.2  # the model's answer has until the deadline; this is for one that does not keep to it
 MAX_TOKENS = 160
 MAX_REWRITTEN_CHARS = 400  # of one query; a model that goes on has not understood
 CONDENSE = "Rewrite the last question of this conversation as one search query that can be understood without it."
@@ -41,7 +42,7 @@ async def rewritten(
         raise BadRequest(message, param="retrieval")
     num = 1 if wish.rewrite == "condense" else min(wish.num_queries, MAX_QUERIES) - 1
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s + GRACE_S):
             said = await rewriter.complete(
                 _prompt(ask, wish, plain, num), tenant=tenant, max_tokens=MAX_TOKENS, deadline=now + timeout_s
             )

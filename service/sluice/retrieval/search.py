@@ -32,6 +32,8 @@ from sluice.retrieval.wish import Wish
 from sluice.types import Tenant
 
 EMBEDDED = "embedded"
+# Whoever is asked keeps to the deadline. Who does not is cancelled a little later, so that nobody is cancelled twice at once:
+# what closes a connection would be interrupted.
 GRACE_S = 0.2
 
 logger = logging.getLogger("sluice.retrieval")
@@ -113,7 +115,7 @@ class Searcher:
             return "hybrid", None, ("no_embeddings",)
         deadline = self._clock() + self._settings.embed_timeout_s
         try:
-            async with asyncio.timeout(self._settings.embed_timeout_s):
+            async with asyncio.timeout(self._settings.embed_timeout_s + GRACE_S):
                 rows = await self._embedder.embed(queries, tenant=tenant, kind="query", deadline=deadline)
         except (TimeoutError, GatewayError) as exc:
             if wish.mode == "dense":
@@ -140,8 +142,6 @@ class Searcher:
             return _failed(refs, "unavailable")
         limit = MAX_RESULTS if self._reranker is not None and wish.reranks else wish.max_num_results
         try:
-            # Retrievers keep to the deadline; one that does not is cancelled a little later, so that none is cancelled twice
-            # at once: what closes a connection would be interrupted.
             async with asyncio.timeout(deadline - self._clock() + GRACE_S):
                 result = await self._retrievers[name].search(
                     tenant=tenant,
@@ -183,7 +183,7 @@ class Searcher:
         timeout_s = self._settings.rerank_timeout_s
         texts = [passage.text for passage in head]
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s + GRACE_S):
                 ranked = await self._reranker.rerank(
                     query, texts, tenant=tenant, top_n=len(head), deadline=self._clock() + timeout_s
                 )

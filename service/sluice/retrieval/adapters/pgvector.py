@@ -24,7 +24,7 @@ from psycopg import conninfo, sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from sluice.errors import EmbeddingMismatch, RetrievalTimeout, RetrievalUnavailable
+from sluice.errors import BadRequest, EmbeddingMismatch, RetrievalTimeout, RetrievalUnavailable
 from sluice.retrieval.base import (
     Comparison,
     Filter,
@@ -44,6 +44,7 @@ from sluice.types import Tenant
 
 MAX_CONNECTIONS = 8
 MAX_QUERY_WORDS = 64
+DIFFERENT_LENGTHS = "22000"  # pgvector's word for vectors that cannot be compared
 ORDERINGS: dict[str, LiteralString] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 COLUMNS: LiteralString = "chunk_id, file_id, filename, title, content, attributes, store"
 Parameters = dict[str, Any]
@@ -171,8 +172,10 @@ class PgvectorRetriever:
                 connection = None
         except TimeoutError as exc:
             raise RetrievalTimeout("A retriever did not answer in time.") from exc
-        except psycopg.DataError as exc:  # vectors of another length among them
-            raise EmbeddingMismatch("The store was embedded by another model than the one in use.") from exc
+        except psycopg.DataError as exc:
+            if exc.sqlstate == DIFFERENT_LENGTHS:
+                raise EmbeddingMismatch("The store was embedded by another model than the one in use.") from exc
+            raise BadRequest("`filters` holds something that this store cannot compare.", param="filters") from exc
         except psycopg.Error as exc:
             raise RetrievalUnavailable("A retriever does not answer.", retry_after_s=2) from exc
         finally:
