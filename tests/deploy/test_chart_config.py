@@ -136,7 +136,7 @@ def test_every_typed_value_becomes_a_flag() -> None:
     assert arguments[0] == "a/b"
     assert set(arguments[1:]) == {
         *("--host=0.0.0.0", "--port=8000", "--served-model-name=llama", "--shutdown-timeout=300", "--disable-fastapi-docs"),
-        *("--disable-access-log-for-endpoints=/health,/metrics", "--revision=main", "--runner=pooling"),
+        *("--disable-access-log-for-endpoints=/health,/metrics,/metrics/", "--revision=main", "--runner=pooling"),
         *("--tensor-parallel-size=4", "--pipeline-parallel-size=2", "--max-model-len=1048576", "--max-num-seqs=64"),
         *("--max-num-queued-reqs=96", "--gpu-memory-utilization=0.92", "--dtype=bfloat16", "--quantization=fp8"),
         *("--kv-cache-dtype=fp8", "--enforce-eager", "--trust-remote-code", "--enable-lora", "--max-loras=4"),

@@ -43,7 +43,7 @@ class VllmWorker:
         command = [str(self.python), "-m", MODULE, "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--model", self.model, "--served-model-name", self.served_name]
         command += ["--max-model-len", str(self.max_model_len), "--shutdown-timeout", str(DRAIN_S)]
-        command += ["--disable-fastapi-docs", "--disable-access-log-for-endpoints", "/health,/metrics"]
+        command += ["--disable-fastapi-docs", "--disable-access-log-for-endpoints", "/health,/metrics,/metrics/"]
         if self.on_cpu:
             # Compiling the model takes a minute longer at every start than it saves a laptop.
             command += ["--enforce-eager"]

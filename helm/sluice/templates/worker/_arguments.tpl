@@ -6,7 +6,7 @@
 {{- $served := include "sluice.served" . -}}
 {{- $arguments := list $model.model "--host=0.0.0.0" "--port=8000" (printf "--served-model-name=%s" $served) -}}
 {{- $arguments = append $arguments (printf "--shutdown-timeout=%d" (int $model.drain.shutdownTimeoutSeconds)) -}}
-{{- $arguments = concat $arguments (list "--disable-fastapi-docs" "--disable-access-log-for-endpoints=/health,/metrics") -}}
+{{- $arguments = concat $arguments (list "--disable-fastapi-docs" "--disable-access-log-for-endpoints=/health,/metrics,/metrics/") -}}
 {{- with $model.revision }}{{- $arguments = append $arguments (printf "--revision=%s" .) -}}{{- end -}}
 {{- $plain := dict "runner" "runner" "dtype" "dtype" "quantization" "quantization" "kvCacheDtype" "kv-cache-dtype" -}}
 {{- $plain = merge $plain (dict "maxModelLen" "max-model-len" "maxNumSeqs" "max-num-seqs" "maxNumQueuedReqs" "max-num-queued-reqs") -}}
