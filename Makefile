@@ -20,7 +20,7 @@ E2E := $(BIN)/pytest tests/e2e -o faulthandler_timeout=900 -o faulthandler_exit_
 export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install engine model up lint type unit cover e2e test-deploy test bench loadtest leak lock clean retrieval-quality retrieval-study leak
+.PHONY: help install engine model up lint type unit cover e2e test-deploy test bench study loadtest leak lock clean retrieval-quality retrieval-study leak
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -69,6 +69,9 @@ test: ## everything: lint, type, unit with coverage, e2e, deploy
 
 bench: .venv/.dev ## what a request and an event cost, beside the reference
 	@$(BIN)/python -m loadtest.bench $(ARGS)
+
+study: .venv/.dev ## how well calls are routed, on the trace in SLUICE_TRACES; ARGS=--short: on made-up chats
+	@$(BIN)/python -m loadtest.study $(ARGS)
 
 loadtest: .venv/.dev ## two minutes of locust against a simulated fleet: a table, a page with plots, SLOs
 	@$(BIN)/python -m loadtest $(ARGS)

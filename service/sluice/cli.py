@@ -27,6 +27,7 @@ from sluice.config import ConfigError, Settings, load
 from sluice.keys import door
 from sluice.keys_file import KeyEntry, add_to_file, checked_name, instant, new_key, read_keys, revoke_in_file
 from sluice.loading import load as load_attribute
+from sluice.replay import command as replay
 
 KEY_MEMBERS = ("rpm", "tpm", "concurrency", "priority", "weight", "names_users")  # of `sluice key new`, as in the file
 
@@ -190,6 +191,8 @@ def _parser(run_server: RunServer) -> argparse.ArgumentParser:
     _command(commands, "retrieval", retrieval, "keep files and vector stores for several gateways", shared)
     _command(commands, "check", check, "validate the configuration and ask every worker", "sluice check")
     _key_commands(commands)
+    here = "run a recorded trace offline, in virtual time, and compare policies"
+    replay.add_arguments(_command(commands, "replay", replay.run, here, replay.EXAMPLE, takes_config=False))
     _command(commands, "version", version, "print the version", "sluice version", takes_config=False)
     parser.set_defaults(run_server=run_server)
     return parser

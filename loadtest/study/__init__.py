@@ -1,0 +1,1 @@
+"""How well the gateway routes: a study on a recorded trace."""
