@@ -35,6 +35,11 @@ class Attempt:
         self.worker, self.queued_s = lease.worker, lease.queued_s
         return lease.worker
 
+    @property
+    def reason(self) -> str:
+        """Why this worker, where the call wants to know."""
+        return self._lease.reason if self._lease is not None else ""
+
     async def open(
         self, call: Call, request_id: str, events: EventStream | None = None, splice: Splice | None = None
     ) -> Exchange:

@@ -58,7 +58,7 @@ class Exchanging:
 
     __slots__ = (
         "_attempt", "_call", "_clock", "_held", "_lost", "_place", "_served", "_splices", "_wasted",
-        "attempts", "exchange", "grounding", "num_resumes", "opened_at", "queued_s", "sent_at", "worker",
+        "attempts", "exchange", "grounding", "num_resumes", "opened_at", "queued_s", "reason", "sent_at", "worker",
     )  # fmt: skip
 
     def __init__(self, served: Served, call: Call, clock: Callable[[], float]) -> None:
@@ -71,6 +71,7 @@ class Exchanging:
         # What is known of the call so far; worker and exchange are those of the last attempt that sent something.
         self.attempts = 0
         self.worker: Worker | None = None
+        self.reason = ""  # why that worker, where the call wants to know
         self.exchange: Exchange | None = None
         self.queued_s = 0.0  # waited for slots, all attempts together
         self.sent_at: float | None = None
@@ -86,6 +87,12 @@ class Exchanging:
     def usage(self) -> Usage:
         """What the call has used so far, for whoever settles it on the way out."""
         return self.exchange.usage if self.exchange is not None else Usage()
+
+    def explanation(self) -> list[tuple[bytes, bytes]]:
+        """Headers that tell where the call went and why, where the route tells it to clients."""
+        if not self._served.settings.explain.headers or self.worker is None:
+            return []
+        return [(b"x-sluice-worker", self.worker.url.encode()), (b"x-sluice-route-reason", self.reason.encode())]
 
     @property
     def standing(self) -> Standing | None:
@@ -176,6 +183,7 @@ class Exchanging:
         worker = await attempt.take(self._place)
         self.queued_s += attempt.queued_s
         tried.append(worker)
+        self.reason = attempt.reason
         return worker
 
     async def _send(

@@ -171,6 +171,8 @@ class Edge:
         if outcome.worker is not None:
             usage = outcome.usage
             line["worker"], line["attempts"] = outcome.worker, outcome.attempts
+            if outcome.reason:
+                line["route_reason"] = outcome.reason
             line["prompt_tokens"], line["completion_tokens"] = usage.prompt_tokens, usage.completion_tokens
             line["cached_tokens"], line["exact"] = usage.cached_tokens, usage.exact
         if outcome.queued_s:

@@ -68,7 +68,8 @@ class Pool:
 
     @property
     def reads_prefix(self) -> bool:
-        return self._policy.reads_prefix
+        """Whether prompts are to be hashed: where there is a choice, and a policy that makes it by them."""
+        return self._policy.reads_prefix and len(self.workers) > 1
 
     @property
     def in_flight(self) -> int:
@@ -126,7 +127,10 @@ class Pool:
         """One slot on the one of these candidates that the policy picks."""
         worker = self._policy.pick(candidates, call, now)
         tokens = self._policy.prefill_tokens(call, worker)
-        return worker.lease(tokens, self._clock, shows_first_event=call.stream)
+        lease = worker.lease(tokens, self._clock, shows_first_event=call.stream)
+        if call.explains:
+            lease.reason = f"{self._policy.reason(call, worker)}; candidates={len(candidates)}"
+        return lease
 
     def observe(self, call: Call, worker: Worker, usage: Usage) -> None:
         """A call has ended well there, and took this."""

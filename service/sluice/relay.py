@@ -104,7 +104,8 @@ class Relay:
     async def _relay(self, exchange: Exchange, downstream: Downstream) -> GatewayError | None:
         events, grounding = exchange.events, self._exchanging.grounding
         if events is None:
-            headers, body = [(b"content-type", exchange.content_type.encode("latin-1"))], exchange.body
+            headers = [(b"content-type", exchange.content_type.encode("latin-1")), *self._exchanging.explanation()]
+            body = exchange.body
             if grounding is not None:
                 headers, body = headers + grounding.headers, grounding.whole(body)
                 if self._call.stream:  # an answer of our own
@@ -114,7 +115,7 @@ class Relay:
             downstream.respond(200, headers, body)
             return None
         downstream.on_pause, downstream.on_resume = exchange.pause, exchange.resume  # the first write may be too much
-        headers, first, edit = EVENT_STREAM, exchange.first, None
+        headers, first, edit = EVENT_STREAM + self._exchanging.explanation(), exchange.first, None
         write: Callable[[bytes], None] = downstream.write
         if grounding is not None:
             edit = grounding.editor().feed
@@ -221,6 +222,7 @@ class Relay:
             usage=exchange.usage if exchange else Usage(),
             tokens_wasted=exchanging.tokens_wasted,
             attempts=exchanging.attempts,
+            reason=exchanging.reason,
             num_resumes=exchanging.num_resumes,
             first_event_s=opened_at - call.started_at if opened_at is not None and events is not None else None,
             overhead_s=sent_at - call.started_at if sent_at is not None else None,

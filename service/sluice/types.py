@@ -141,6 +141,7 @@ class Call(NamedTuple):
     prefix: Prefix = Prefix()  # of the prompt, where the route's policy reads it
     adapter: str | None = None  # the LoRA adapter that is asked for
     session: str = ""  # what the route's session header says
+    explains: bool = False  # whether why it goes to its worker shall be noted
     # When it must be done, on the event loop's clock
     started_at: float = 0.0
     deadline: float = float("inf")
@@ -164,6 +165,7 @@ class Outcome(NamedTuple):
     usage: Usage = Usage()
     tokens_wasted: int = 0  # computed for this call by workers that were lost or not needed, and billed to nobody
     attempts: int = 0
+    reason: str = ""  # why that worker, where the call wanted to know
     num_resumes: int = 0  # how often its stream was continued on another worker
     first_event_s: float | None = None  # from the start of the call
     overhead_s: float | None = None  # from the start of the call to the request that went up

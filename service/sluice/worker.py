@@ -184,12 +184,23 @@ class Metered(Protocol):
 class Lease:
     """One occupied slot on a worker: in flight + 1 inside the block, whatever happens there."""
 
-    __slots__ = ("_clock", "_is_trial", "_mark", "_shows_first_event", "meter", "prefill_tokens", "queued_s", "worker")
+    __slots__ = (
+        "_clock",
+        "_is_trial",
+        "_mark",
+        "_shows_first_event",
+        "meter",
+        "prefill_tokens",
+        "queued_s",
+        "reason",
+        "worker",
+    )
 
     def __init__(self, worker: Worker, prefill_tokens: int, clock: Callable[[], float], shows_first_event: bool) -> None:
         self.worker = worker
         self.prefill_tokens = prefill_tokens
         self.queued_s = 0.0  # how long it was waited for
+        self.reason = ""  # why this worker, where the call wants to know
         self.meter: Metered | None = None  # once the request is on its way: what it uses
         self._clock = clock
         self._shows_first_event = shows_first_event

@@ -44,7 +44,7 @@ def test_a_route_with_a_worker_is_enough(write):
     assert settings.server.port == 8000
     assert settings.auth.mode == "keys"
     assert settings.routes["smollm2"].served_model == "smollm2"
-    assert settings.routes["smollm2"].policy == "least_inflight"
+    assert settings.routes["smollm2"].policy == "prefix_affinity"
     assert settings.routes["smollm2"].workers.static == ("http://127.0.0.1:8101",)
 
 

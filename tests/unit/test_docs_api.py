@@ -157,10 +157,9 @@ async def headers_of_waiting(gateway: Gateway, worker: ScriptedWorker) -> set[st
 async def test_every_header_of_an_answer_is_there_and_no_other(tmp_path: Path):
     async with ScriptedWorker() as worker:
         worker.on(CHAT, scripts.reply(200, {"choices": []}, headers=[("x-worker", "7"), ("set-cookie", "a=b")]), None)
-        one_slot = {"queue": {"max_in_flight": 1, "comments_s": 1}}
-        asked = settings(
-            tmp_path, worker, server={"cors_origins": ["null"]}, probes={"health_interval_s": 0.02}, route=one_slot
-        )
+        route = {"queue": {"max_in_flight": 1, "comments_s": 1}, "explain": {"headers": True}}
+        server, probes = {"cors_origins": ["null"]}, {"health_interval_s": 0.02}
+        asked = settings(tmp_path, worker, server=server, probes=probes, route=route)
         async with serving(asked) as gateway:
             assert await answers(gateway, worker) == documented_headers()
 

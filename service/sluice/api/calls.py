@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from random import random
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -183,6 +184,7 @@ class CallMaker:
             endpoint=endpoint,
             headers=visit.trace.headers if visit.trace is not None else _trace_context(visit.headers),
             session=_session(visit.headers, target.settings.session_header),
+            explains=target.settings.explain.headers or random() < target.settings.explain.log_share,
             started_at=visit.started_at,
             path=path or endpoint,
             **asked,

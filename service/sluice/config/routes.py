@@ -61,13 +61,21 @@ class DefaultRetrieval(Section):
     on_empty: Literal["answer", "refuse"] = "answer"
 
 
+class Explain(Section):
+    """Who may know why a call went to its worker."""
+
+    headers: bool = False  # `x-sluice-worker` and `x-sluice-route-reason` on answers: they show the inside to clients
+    log_share: Annotated[float, Field(ge=0, le=1)] = 0.01  # of calls whose access line has the reason
+
+
 class Route(Section):
     """One model name: its workers, how one of them is picked, and what may be asked of it."""
 
     workers: Workers
     served_model: str | None = None
-    policy: str = "least_inflight"
+    policy: str = "prefix_affinity"
     session_header: HeaderName | None = None  # names a conversation
+    explain: Explain = Explain()
     aliases: tuple[str, ...] = ()
     adapters: Adapters = ()
     max_retries: Annotated[int, Field(ge=0, le=10)] = 2

@@ -23,6 +23,9 @@ class LeastInflight(RoutingPolicy):
         self._others: Mapping[Worker, float] = {}  # seconds of work that is not ours, as of the last pick
 
     def pick(self, candidates: Sequence[Worker], call: Call, now: float) -> Worker:
+        if len(candidates) == 1:
+            self._others = {}
+            return candidates[0]
         candidates = with_adapter(candidates, call)
         self._tokens += LATEST * (prompt_tokens_of(call) - self._tokens)
         others = self._others = others_wait_s(candidates, self._tokens)
@@ -41,7 +44,7 @@ class LeastInflight(RoutingPolicy):
         return best[int(self._random.random() * len(best))]
 
     def reason(self, call: Call, worker: Worker) -> str:
-        return f"least_inflight; in_flight={worker.in_flight}"
+        return f"least_inflight; in_flight={worker.in_flight}; prefill_tokens={worker.prefill_tokens}"
 
     def wait_s(self, worker: Worker, now: float) -> float:
         """How long a candidate of the last pick will be busy with prompts."""

@@ -61,12 +61,13 @@ class PrefixAffinity(RoutingPolicy):
         candidates = with_adapter(candidates, call)
         freest = self._freest.pick(candidates, call, now)
         delay = self._calls_delayed_per_s(len(candidates), now)
+        if not call.prefix.hashes:
+            self._holders = ()
+            return freest
         if len(self._mirrors.of) < len(candidates):
             self._meet(candidates)
         hashes = call.prefix.hashes
-        holders = self._holders = self._mirrors.holders(hashes) if hashes else ()
-        if not hashes:
-            return freest
+        holders = self._holders = self._mirrors.holders(hashes)
         # The home comes first: it is left only for someone who is better.
         best, least = freest, float("inf")
         for worker in self._contenders(candidates, freest, hashes, holders):

@@ -1,6 +1,7 @@
 """What a policy gets to see of a call."""
 
 import orjson
+import pytest
 
 from sluice.policies.base import RoutingPolicy
 from sluice.prefix import prefix_of, seed_of
@@ -30,8 +31,9 @@ class Watching(RoutingPolicy):
 
 
 async def seen(tmp_path, *bodies: dict, headers=(), **route) -> list[Call]:
-    async with ScriptedWorker() as worker:
-        route = {"policy": f"{__name__}:Watching", "session_header": "X-Chat-Id", "adapters": ["pirate"]} | route
+    async with ScriptedWorker() as worker, ScriptedWorker() as other:
+        two = {"workers": {"static": [worker.url, other.url]}}
+        route = two | {"policy": f"{__name__}:Watching", "session_header": "X-Chat-Id", "adapters": ["pirate"]} | route
         async with serving(settings(tmp_path, worker, route=route)) as gateway:
             for body in bodies:
                 await gateway.request("POST", CHAT, json=ASK | body, headers=list(headers))
@@ -83,3 +85,29 @@ async def test_the_first_event_of_a_stream_shows_how_fast_the_worker_is(tmp_path
         assert one.backlog.s_per_token == before
         await gateway.request("POST", CHAT, json=STREAM)
         assert one.backlog.s_per_token != before
+
+
+async def test_where_there_is_no_choice_nothing_is_hashed(tmp_path):
+    async with ScriptedWorker() as worker, serving(settings(tmp_path, worker)) as gateway:
+        assert gateway.pools[0]._policy.reads_prefix and not gateway.pools[0].reads_prefix
+
+
+@pytest.mark.parametrize("body", [ASK, STREAM])
+async def test_answers_say_where_they_came_from_and_why_where_that_is_asked_for(tmp_path, body):
+    async with ScriptedWorker() as worker:
+        route = {"policy": "least_inflight", "explain": {"headers": True, "log_share": 0}}
+        async with serving(settings(tmp_path, worker, route=route)) as gateway:
+            answer = await gateway.request("POST", CHAT, json=body)
+            assert answer.header("x-sluice-worker") == worker.url
+            assert (answer.header("x-sluice-route-reason") or "").startswith("least_inflight; in_flight=0; ")
+            assert (answer.header("x-sluice-route-reason") or "").endswith("candidates=1")
+        assert gateway.lines()[0]["route_reason"] == answer.header("x-sluice-route-reason")
+
+
+@pytest.mark.parametrize("share", [0, 1])
+async def test_the_log_says_why_for_a_share_of_the_calls_and_clients_are_told_nothing(tmp_path, share):
+    async with ScriptedWorker() as worker:
+        async with serving(settings(tmp_path, worker, route={"explain": {"log_share": share}})) as gateway:
+            answer = await gateway.request("POST", CHAT, json=ASK)
+            assert answer.header("x-sluice-worker") is None and answer.header("x-sluice-route-reason") is None
+        assert [line.get("route_reason", "").partition(";")[0] for line in gateway.lines()] == ["prefix_affinity" * share]
