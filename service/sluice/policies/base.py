@@ -18,7 +18,8 @@ class RoutingPolicy(Protocol):
     a default.
 
     `pick` is called for every attempt, never with an empty sequence, and returns one of the candidates, which are healthy
-    and were not tried for this call before; the call then goes there. `now` is in seconds, on a monotonic clock.
+    and were not tried for this call before; the call then goes there. The sequence is not changed later. `now` is in seconds,
+    on a monotonic clock.
     """
 
     reads_prefix: ClassVar[bool] = False  # whether `Call.prefix` is wanted; it costs a hash of the prompt

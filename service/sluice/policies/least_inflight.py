@@ -48,7 +48,10 @@ class LeastInflight(RoutingPolicy):
 
     def wait_s(self, worker: Worker, now: float) -> float:
         """How long a candidate of the last pick will be busy with prompts."""
-        return max(0.0, worker.backlog.ends_at - now) + self._others.get(worker, 0.0)
+        wait_s = worker.backlog.ends_at - now
+        if wait_s < 0.0:
+            wait_s = 0.0
+        return wait_s + self._others.get(worker, 0.0) if self._others else wait_s
 
 
 def others_wait_s(candidates: Sequence[Worker], tokens: float) -> dict[Worker, float]:

@@ -13,7 +13,7 @@ Ravishankar 1998, of the first block that nobody holds): replicas of the gateway
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple
 from zlib import crc32
 
@@ -27,7 +27,7 @@ from sluice.worker import Worker
 MAX_PREDICTIONS = 4096  # calls in flight whose end teaches something
 MOST_BUSY = 0.95  # no busy period is taken to be longer than at this utilisation
 LATEST = 0.01  # the weight of one call in running means
-MAX_HOLDERS = 16  # that are looked at for one call
+MAX_HOLDERS = 8  # that are looked at for one call
 NUM_SLOTS = 4096  # of blocks, for their homes
 NUM_HOMES = 3  # of a slot: where the first one cannot be had, replicas agree on the second
 MIXER, MASK = 0x9E3779B1, 0xFFFFFFFF
@@ -54,6 +54,9 @@ class PrefixAffinity(RoutingPolicy):
         self._gap_s = 1.0
         self._service_s = 0.0
         self._last_at: float | None = None
+        # The candidates of the last pick, also as a set.
+        self._candidates: Sequence[Worker] = ()
+        self._allowed: Set[Worker] = frozenset()
         # Of the last pick, for `prefill_tokens`: who holds how much of the prompt.
         self._holders: Sequence[tuple[int, int]] = ()
 
@@ -69,16 +72,22 @@ class PrefixAffinity(RoutingPolicy):
         hashes = call.prefix.hashes
         holders = self._holders = self._mirrors.holders(hashes)
         # The home comes first: it is left only for someone who is better.
-        best, least = freest, float("inf")
-        for worker in self._contenders(candidates, freest, hashes, holders):
-            s_per_token = worker.backlog.s_per_token
-            wait_s = self._freest.wait_s(worker, now)
-            own_s = self._tokens_left(call, worker, holders) * s_per_token
-            busy_s = wait_s + own_s
-            cost = busy_s + own_s * delay * busy_s + worker.in_flight * DECODING_TOKENS * s_per_token
+        home = self._home(candidates, hashes, holders) or freest
+        best, least = home, self._cost(home, self._tokens_left(call, home, holders), delay, now)
+        for worker, tokens in self._contenders(candidates, call, holders):
+            cost = self._cost(worker, tokens, delay, now)
             if cost < least:
                 best, least = worker, cost
+        if self._cost(freest, self._tokens_left(call, freest, holders), delay, now) < least:
+            return freest
         return best
+
+    def _cost(self, worker: Worker, tokens: float, delay: float, now: float) -> float:
+        """What the call costs all calls together there, in seconds, where so many tokens of it have to be computed."""
+        s_per_token = worker.backlog.s_per_token
+        own_s = tokens * s_per_token
+        busy_s = self._freest.wait_s(worker, now) + own_s
+        return busy_s + own_s * delay * busy_s + worker.in_flight * DECODING_TOKENS * s_per_token
 
     def prefill_tokens(self, call: Call, worker: Worker) -> int:
         """Also notes that the call goes there, and what is believed of it."""
@@ -146,28 +155,35 @@ class PrefixAffinity(RoutingPolicy):
         return rate / (1.0 - min(MOST_BUSY, rate * self._service_s))
 
     def _contenders(
-        self, candidates: Sequence[Worker], freest: Worker, hashes: Sequence[int], holders: Sequence[tuple[int, int]]
-    ) -> list[Worker]:
-        """Who is worth a look: the prompt's home, whoever is free first, and some of those that hold most of the prompt.
-
-        The home is looked at first, so that it is left only for someone who is better.
-        """
-        seen = 0
-        allowed = set(candidates)
-        found: list[Worker] = []
-        for mask, _ in holders:
+        self, candidates: Sequence[Worker], call: Call, holders: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[Worker, float]]:
+        """Some of the candidates that hold most of the prompt, each with what it would have to compute."""
+        allowed = self._allowed_among(candidates)
+        workers, prompt_tokens, num_bytes = self._mirrors.workers, prompt_tokens_of(call), call.prefix.num_bytes
+        seen, num_left = 0, MAX_HOLDERS
+        for mask, num_blocks in holders:
+            tokens = prompt_tokens * (1.0 - covered_bytes(num_blocks) / num_bytes)
             mask &= ~seen
-            while mask and len(found) < MAX_HOLDERS:
+            while mask and num_left:
                 bit = mask & -mask
                 mask ^= bit
                 seen |= bit
-                if (worker := self._mirrors.workers[bit]) in allowed:
-                    found.append(worker)
-        found.append(freest)
+                if (worker := workers[bit]) in allowed:
+                    num_left -= 1
+                    yield worker, tokens
+
+    def _allowed_among(self, candidates: Sequence[Worker]) -> Set[Worker]:
+        """The candidates as a set; the pool hands out the same sequence until something changes."""
+        if candidates is not self._candidates:
+            self._candidates, self._allowed = candidates, frozenset(candidates)
+        return self._allowed
+
+    def _home(self, candidates: Sequence[Worker], hashes: Sequence[int], holders: Sequence[tuple[int, int]]) -> Worker | None:
+        """Where the prompt would go if all were equal, by the first block of it that nobody holds."""
         num_known = holders[0][1] if holders else 0
+        allowed = self._allowed_among(candidates)
         homes = self._homes_of(hashes[min(num_known, len(hashes) - 1)])
-        home = next((worker for worker in homes if worker in allowed), None)
-        return found if home is None else [home, *found]
+        return next((worker for worker in homes if worker in allowed), None)
 
     def _homes_of(self, block: int) -> Sequence[Worker]:
         """The workers that a block would be sent to if all were equal, the first one first."""

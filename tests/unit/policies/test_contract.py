@@ -108,7 +108,7 @@ def test_through_any_life_of_a_pool_it_picks_candidates_and_nothing_is_held_at_t
         for what, asked, number in steps:
             now = clock[0] = clock[0] + number / 50
             if what == "send":
-                worker = policy.pick(pool, asked, now)
+                worker = policy.pick(tuple(pool), asked, now)
                 assert worker in pool
                 tokens = policy.prefill_tokens(asked, worker)
                 lease = held.enter_context(worker.lease(tokens, lambda: clock[0], shows_first_event=asked.stream))
