@@ -75,6 +75,8 @@ def in_virtual_time(trace: Path, seeds: int) -> None:
     loads = [word for load in LOADS for word in ("--load", load)]
     console.rule("one gateway")
     virtual(trace, "one", *sizes, *loads, "--seeds", str(seeds))
+    console.rule("what a pick costs among a hundred workers")
+    virtual(trace, "pick", "--workers", "100", "--requests", "1000", "--kv-blocks", "1000", "--pick-cost")
     few = str(min(seeds, 3))
     for title, more in (("conversations stay with one", ["--sticky"]), ("calls go to either", [])):
         console.rule(f"two gateways; {title}")
@@ -86,8 +88,9 @@ def virtual(trace: Path | str, name: str, *words: str) -> list[dict[str, Any]]:
     policies = [word for policy in POLICIES for word in ("--policy", policy)]
     rows = REPORTS / f"study-{name}.json"
     plot = REPORTS / f"study-{name}.svg"
-    common = ["--workers", str(NUM_WORKERS), "--json", str(rows), "--plot", str(plot)]
-    done = subprocess.run([str(SLUICE), "replay", str(trace), *policies, *common, *words], check=False)
+    common = ["--json", str(rows), "--plot", str(plot)]
+    workers = [] if "--workers" in words else ["--workers", str(NUM_WORKERS)]
+    done = subprocess.run([str(SLUICE), "replay", str(trace), *workers, *policies, *common, *words], check=False)
     if done.returncode:
         raise StackFailed(f"sluice replay ended with exit code {done.returncode}")
     found: list[dict[str, Any]] = json.loads(rows.read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.console import Console
 from sluice.config import ConfigError
 from sluice.policies import POLICIES, policy_class
 from sluice.replay.engine import EngineModel
+from sluice.replay.pick_cost import pick_costs_us
 from sluice.replay.references import REFERENCES
 from sluice.replay.report import PlotError, as_json, draw, table_of
 from sluice.replay.study import Study, rows_of, run_all
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sticky", action="store_true", help="conversations stay with their gateway")
     parser.add_argument("--requests", type=_positive, metavar="N", help="only the first so many")
     parser.add_argument("--prefill-tokens-per-s", type=float, default=8000.0, metavar="N", help="of a worker (default: 8000)")
+    parser.add_argument("--pick-cost", action="store_true", help="also print what a pick of each policy takes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture, .png or .svg")
 
@@ -50,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         Console(width=None if sys.stdout.isatty() else 200).print(table_of(rows))
         num_runs = len(study.policies) * len(study.loads) * len(study.kv_blocks) * study.num_seeds
         print(f"{num_runs} runs of {len(study.trace.requests)} requests in {time.monotonic() - begun:.0f} s")
+        if args.pick_cost:
+            print(_costs(pick_costs_us(study.trace, [one for one in study.policies if one not in REFERENCES], args.workers)))
         if args.json is not None:
             args.json.write_bytes(as_json(rows))
         if args.plot is not None:
@@ -61,6 +65,14 @@ def run(args: argparse.Namespace) -> int:
         print(f"sluice: {exc}", file=sys.stderr)
         return 1
     return 0
+
+
+def _costs(costs_us: Mapping[str, float]) -> str:
+    base = costs_us.get("least_inflight")
+    return "a pick takes " + ", ".join(
+        f"{policy} {us:.1f} us" + (f" ({us / base:.2f} x least_inflight)" if base and policy != "least_inflight" else "")
+        for policy, us in costs_us.items()
+    )
 
 
 def _study(args: argparse.Namespace) -> Study:

@@ -21,6 +21,21 @@ STICKY_BLOCK = 4  # of 1 KiB: the first that is not of the Mooncake trace's comm
 TENANT = Tenant("replay", "replay")
 
 
+def call_of(request: Request, id: str, now: float) -> Call:
+    """The request as a call that a gateway has read."""
+    return Call(
+        id=id,
+        tenant=TENANT,
+        route="replay",
+        endpoint=Endpoint.CHAT,
+        path=Endpoint.CHAT,
+        stream=True,
+        prompt_tokens=request.prompt_tokens,
+        prefix=request.prefix,
+        started_at=now,
+    )
+
+
 class Gateway:
     """One replica. The clock of its workers stands where the replay stands."""
 
@@ -63,17 +78,7 @@ class Gateways:
         for number in range(len(self._engines)):
             self._scrape(number, now)
         self._num_calls += 1
-        call = Call(
-            id=str(self._num_calls),
-            tenant=TENANT,
-            route="replay",
-            endpoint=Endpoint.CHAT,
-            path=Endpoint.CHAT,
-            stream=True,
-            prompt_tokens=request.prompt_tokens,
-            prefix=request.prefix,
-            started_at=now,
-        )
+        call = call_of(request, str(self._num_calls), now)
         number, lease = gateway.send(call)
         self._held[job] = gateway, call, lease
         return number

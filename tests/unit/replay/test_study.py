@@ -127,9 +127,9 @@ def command(*words: str) -> int:
 def test_the_command_prints_a_table_and_writes_json_and_a_picture(tmp_path: Path, capsys):
     json, plot = tmp_path / "rows.json", tmp_path / "plot.svg"
     words = ["--requests", "120", "--policy", "least_inflight", "--policy", "oracle", "--workers", "2", "--load", "0.5"]
-    assert command("synthetic", *words, "--json", str(json), "--plot", str(plot)) == 0
+    assert command("synthetic", *words, "--json", str(json), "--plot", str(plot), "--pick-cost") == 0
     said = capsys.readouterr().out
-    assert "least_inflight" in said and "2 runs of 120 requests" in said
+    assert "least_inflight" in said and "2 runs of 120 requests" in said and "a pick takes least_inflight " in said
     assert [row["policy"] for row in orjson.loads(json.read_bytes())] == ["least_inflight", "oracle", BOUND]
     assert b"<svg" in plot.read_bytes()
 
