@@ -22,13 +22,14 @@ MAX_BLOCKS = 65_536  # of one mirror, whatever it has learnt: about 10 MB
 # A block as old as the capacity is found in half of all cases, one twice as old in one of 2 ** SHARPNESS.
 SHARPNESS = 6
 LEARNT = 0.05  # how far the capacity's logarithm moves for one surprise; more in the beginning
+ENOUGH = 8.0  # surprises, after which what was learnt counts more than what is told
 UNKNOWN = -1.0  # the age of a block that a mirror does not know
 
 
 class Mirror:
     """One worker's cache. `bit` stands for the worker in the masks of `Mirrors`, `salt` in the choice of a prompt's home."""
 
-    __slots__ = ("bit", "blocks", "capacity_kb", "evicted", "evidence", "is_told", "now_kb", "salt")
+    __slots__ = ("bit", "blocks", "capacity_kb", "evicted", "evidence", "is_told", "noted_at", "noted_kb", "now_kb", "salt")
 
     def __init__(self, bit: int, salt: int) -> None:
         self.bit = bit
@@ -36,6 +37,9 @@ class Mirror:
         self.capacity_kb = FIRST_KB
         self.evidence = 0.0  # how many surprises the capacity is learnt from
         self.is_told = False  # whether the engine says what it finds: some never do, and then nothing found means nothing
+        # When facts of the cache were last told, and what the worker had been sent by then.
+        self.noted_at: float | None = None
+        self.noted_kb = 0.0
         # What the worker was sent so far; and for each block, least recently used first, how much that was at its last use.
         self.now_kb = 0.0
         self.blocks: OrderedDict[int, float] = OrderedDict()
@@ -48,6 +52,17 @@ class Mirror:
             if mask & bit:
                 return num_blocks
         return 0
+
+    def note(self, size_kb: float, age_s: float | None, now: float) -> None:
+        """What is known of the cache from elsewhere: its size, and how long a block stays there. Answers know better.
+
+        What was sent there while a block stays is what the cache holds of ours: less than its size, where others send too.
+        """
+        if self.noted_at is not None and age_s is not None and now > self.noted_at:
+            size_kb = min(size_kb, age_s * (self.now_kb - self.noted_kb) / (now - self.noted_at))
+        self.noted_at, self.noted_kb = now, self.now_kb
+        if size_kb > 0 and self.evidence < ENOUGH:
+            self.capacity_kb = min(MOST_KB, max(LEAST_KB, size_kb))
 
     def learn(self, ages_kb: Sequence[float], num_predicted: int, num_found: int) -> None:
         """Of a prompt whose blocks had these ages so many leading ones were predicted to be there, and so many were."""

@@ -54,6 +54,7 @@ class PrefixAffinity(RoutingPolicy):
         self._gap_s = 1.0
         self._service_s = 0.0
         self._last_at: float | None = None
+        self._bytes_per_token = 4.0
         # The candidates of the last pick, also as a set.
         self._candidates: Sequence[Worker] = ()
         self._allowed: Set[Worker] = frozenset()
@@ -117,6 +118,8 @@ class PrefixAffinity(RoutingPolicy):
         if prediction is None or prediction.worker is not worker or mirror is None:
             return
         self._mirrors.use(mirror, call.prefix.hashes)
+        if usage.exact and usage.prompt_tokens and call.prefix.num_bytes:
+            self._bytes_per_token += LATEST * (call.prefix.num_bytes / usage.prompt_tokens - self._bytes_per_token)
         mirror.is_told = mirror.is_told or usage.cached_tokens > 0
         if mirror.is_told and usage.exact and usage.prompt_tokens:
             found_bytes = usage.cached_tokens * call.prefix.num_bytes / usage.prompt_tokens
@@ -124,6 +127,14 @@ class PrefixAffinity(RoutingPolicy):
             if num_found < prediction.num_blocks and found_bytes + COARSE_BYTES >= covered_bytes(prediction.num_blocks):
                 num_found = prediction.num_blocks
             mirror.learn(prediction.ages_kb, prediction.num_blocks, num_found)
+            self._mirrors.evict(mirror)
+
+    def cache_facts(self, worker: Worker) -> None:
+        """The size of the cache in tokens, and by its events how long a block stays: a start for what answers teach."""
+        mirror, facts = self._mirrors.of.get(worker), worker.cache
+        if mirror is not None and facts.num_blocks:
+            size_kb = facts.num_blocks * facts.block_size * self._bytes_per_token / 1024
+            mirror.note(size_kb, facts.age_s, self._last_at or 0.0)
             self._mirrors.evict(mirror)
 
     def forget(self, worker: Worker) -> None:
@@ -135,6 +146,7 @@ class PrefixAffinity(RoutingPolicy):
         for worker in candidates:
             if worker not in self._mirrors.of:
                 self._mirrors.open(worker, crc32(worker.url.encode()))
+                self.cache_facts(worker)
         self._homes.clear()
 
     def _tokens_left(self, call: Call, worker: Worker, holders: Sequence[tuple[int, int]]) -> float:

@@ -125,3 +125,20 @@ def test_a_cache_that_was_found_as_predicted_teaches_next_to_nothing():
     for _ in range(100):
         mirror.learn(mirrors.use(mirror, range(10)), 10, 10)
     assert mirror.capacity_kb == pytest.approx(FIRST_KB, rel=1e-6)
+
+
+def test_a_cache_whose_size_is_told_is_taken_to_have_that_size_until_answers_teach_more():
+    mirrors, _, [mirror] = opened(1)
+    mirror.note(500.0, None, 0.0)
+    assert mirror.capacity_kb == 500.0
+    mirror.evidence = 100.0
+    mirror.note(900.0, None, 1.0)
+    assert mirror.capacity_kb == 500.0
+
+
+def test_where_blocks_stay_for_a_short_time_the_cache_holds_what_was_sent_in_that_time():
+    mirrors, _, [mirror] = opened(1)
+    mirror.note(500.0, 10.0, 100.0)
+    mirrors.use(mirror, range(40))  # 40 KiB in 4 s, and others send too
+    mirror.note(500.0, 10.0, 104.0)
+    assert mirror.capacity_kb == pytest.approx(100.0)

@@ -9,6 +9,7 @@ import pytest
 from sluice.policies.least_inflight import LeastInflight
 from sluice.policies.prefix_affinity import MAX_PREDICTIONS, PrefixAffinity
 from sluice.types import Usage
+from sluice.worker import CacheFacts
 from tests.unit.policies.test_contract import call, workers
 
 SYSTEM = b"s" * 4096
@@ -181,3 +182,17 @@ def test_a_pick_among_a_hundred_workers_costs_at_most_twice_that_of_least_inflig
     for asked in calls * 3:
         ours.prefill_tokens(asked, ours.pick(candidates, asked, 99.0))
     assert pick_s(ours, candidates, calls) <= 2 * pick_s(LeastInflight(1), candidates, calls)
+
+
+def test_the_size_of_a_cache_that_its_metrics_tell_is_where_learning_starts():
+    policy, [worker] = PrefixAffinity(), workers([0])
+    worker.cache = CacheFacts(block_size=16, num_blocks=1600)  # 25,600 tokens, some 100 KB
+    for k in range(20):
+        send(policy, [worker], call(prompt(str(k)), id=str(k)))
+    assert send(policy, [worker], call(prompt("19"), id="x"))[1] == 0
+    assert send(policy, [worker], call(prompt("0"), id="x"))[1] > 6000
+    worker.cache = CacheFacts(block_size=16, num_blocks=160_000)
+    policy.cache_facts(worker)
+    for k in range(20):
+        send(policy, [worker], call(prompt(str(k)), id=str(k)))
+    assert send(policy, [worker], call(prompt("0"), id="x"))[1] == 0
