@@ -1,8 +1,8 @@
 """How long a worker will be busy with the prompts that it was sent, as far as their senders can know.
 
 Engines compute prompts first come, first served. So a first event says that all prompts sent before that one are done too;
-in between, what is left goes down at the speed that first events have shown. Answers that are no streams show no first
-event: they are taken to go at that speed.
+in between, what is left goes down at the speed that first events have shown. Answers that are made whole show no first event:
+their prompts are taken to go at that speed, and to be done at the latest when they come.
 """
 
 from __future__ import annotations
@@ -52,6 +52,10 @@ class Backlog:
         self._done = mark
         self._since = now
         self.ends_at = now + (self._sent - mark) * self.s_per_token
+
+    def ended(self, mark: int, now: float) -> None:
+        """A call that shows no first event has its answer: its prompt is done, and so are all before it."""
+        self.ends_at = min(self.ends_at, now + (self._sent - mark) * self.s_per_token)
 
     def left(self, tokens: int, mark: int, now: float) -> None:
         """A stream ended before its first event: nobody waits for its prompt any more."""

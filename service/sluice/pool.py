@@ -127,7 +127,7 @@ class Pool:
         """One slot on the one of these candidates that the policy picks."""
         worker = self._policy.pick(candidates, call, now)
         tokens = self._policy.prefill_tokens(call, worker)
-        lease = worker.lease(tokens, self._clock, shows_first_event=call.stream)
+        lease = worker.lease(tokens, self._clock, shows_first_event=call.stream or not call.num_choices)
         if call.explains:
             lease.reason = f"{self._policy.reason(call, worker)}; candidates={len(candidates)}"
         return lease

@@ -187,6 +187,7 @@ class Lease:
     __slots__ = (
         "_clock",
         "_is_trial",
+        "_is_waiting",
         "_mark",
         "_shows_first_event",
         "meter",
@@ -205,12 +206,14 @@ class Lease:
         self._clock = clock
         self._shows_first_event = shows_first_event
         self._mark = 0  # where its prompt stands in the worker's backlog
+        self._is_waiting = False  # for its first event
         self._is_trial = False
 
     def __enter__(self) -> Lease:
         worker = self.worker
         worker.in_flight += 1
         worker.prefill_tokens += self.prefill_tokens
+        self._is_waiting = True
         self._mark = worker.backlog.send(self.prefill_tokens, self._clock(), shows_first_event=self._shows_first_event)
         if worker.ejection.until is not None:
             self._is_trial = True
@@ -221,10 +224,7 @@ class Lease:
     def __exit__(self, *exc: object) -> None:
         worker = self.worker
         worker.in_flight -= 1
-        if self._shows_first_event:
-            self._shows_first_event = False
-            worker.backlog.left(self.prefill_tokens, self._mark, self._clock())
-        self.prefilled()
+        self._let_go(is_computed=False)
         if self._is_trial:
             worker.ejection.num_trials -= 1
             worker.on_change()
@@ -232,10 +232,20 @@ class Lease:
 
     def prefilled(self) -> None:
         """The first event is there: the prompt weighs on the worker no more."""
-        if self._shows_first_event:
-            self._shows_first_event = False
-            self.worker.backlog.began(self._mark, self._clock())
-        self.worker.prefill_tokens -= self.prefill_tokens
+        self._let_go(is_computed=True)
+
+    def _let_go(self, *, is_computed: bool) -> None:
+        worker, tokens = self.worker, self.prefill_tokens
+        if not self._is_waiting:
+            return
+        self._is_waiting = False
+        if not self._shows_first_event:
+            worker.backlog.ended(self._mark, self._clock())
+        elif is_computed:
+            worker.backlog.began(self._mark, self._clock())
+        else:
+            worker.backlog.left(tokens, self._mark, self._clock())
+        worker.prefill_tokens -= tokens
         self.prefill_tokens = 0
 
 

@@ -47,6 +47,16 @@ def test_what_shows_no_first_event_goes_by_the_speed_that_is_known():
     assert 1 / backlog.s_per_token == pytest.approx(FIRST_TOKENS_PER_S)
 
 
+def test_what_has_its_whole_answer_is_done():
+    backlog = Backlog()
+    mark = backlog.send(50_000, 0.0, shows_first_event=False)
+    backlog.send(5000, 0.0, shows_first_event=False)
+    backlog.ended(mark, 1.0)
+    assert backlog.ends_at == pytest.approx(2.0)
+    backlog.ended(mark, 5.0)  # later than was believed anyway
+    assert backlog.ends_at == pytest.approx(2.0)
+
+
 def test_a_prompt_that_nobody_waits_for_any_more_is_taken_off():
     backlog = Backlog()
     backlog.send(5000, 0.0, shows_first_event=True)

@@ -111,3 +111,12 @@ async def test_the_log_says_why_for_a_share_of_the_calls_and_clients_are_told_no
             answer = await gateway.request("POST", CHAT, json=ASK)
             assert answer.header("x-sluice-worker") is None and answer.header("x-sluice-route-reason") is None
         assert [line.get("route_reason", "").partition(";")[0] for line in gateway.lines()] == ["prefix_affinity" * share]
+
+
+async def test_the_end_of_what_generates_nothing_shows_how_fast_the_worker_is(tmp_path):
+    async with ScriptedWorker() as worker, serving(settings(tmp_path, worker)) as gateway:
+        [one] = gateway.pools[0].workers
+        before = one.backlog.s_per_token
+        await gateway.request("POST", "/v1/embeddings", json={"model": "smollm2", "input": "word " * 100})
+        assert one.backlog.s_per_token != before
+        assert one.prefill_tokens == 0
