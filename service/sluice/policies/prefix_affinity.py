@@ -27,6 +27,7 @@ from sluice.worker import Worker
 MAX_PREDICTIONS = 4096  # calls in flight whose end teaches something
 MOST_BUSY = 0.95  # no busy period is taken to be longer than at this utilisation
 LATEST = 0.01  # the weight of one call in running means
+CROWD_EVERY = 32  # picks
 MAX_HOLDERS = 8  # that are looked at for one call
 NUM_SLOTS = 4096  # of blocks, for their homes
 NUM_HOMES = 3  # of a slot: where the first one cannot be had, replicas agree on the second
@@ -55,6 +56,8 @@ class PrefixAffinity(RoutingPolicy):
         self._service_s = 0.0
         self._last_at: float | None = None
         self._bytes_per_token = 4.0
+        self._num_picks = 0
+        self._crowd = 1.0  # all calls in flight on our workers, over our own
         # The candidates of the last pick, also as a set.
         self._candidates: Sequence[Worker] = ()
         self._allowed: Set[Worker] = frozenset()
@@ -64,7 +67,7 @@ class PrefixAffinity(RoutingPolicy):
     def pick(self, candidates: Sequence[Worker], call: Call, now: float) -> Worker:
         candidates = with_adapter(candidates, call)
         freest = self._freest.pick(candidates, call, now)
-        delay = self._calls_delayed_per_s(len(candidates), now)
+        delay = self._calls_delayed_per_s(candidates, now)
         if not call.prefix.hashes:
             self._holders = ()
             return freest
@@ -157,13 +160,16 @@ class PrefixAffinity(RoutingPolicy):
             tokens *= 1.0 - covered_bytes(num_blocks) / call.prefix.num_bytes
         return tokens
 
-    def _calls_delayed_per_s(self, num_workers: int, now: float) -> float:
+    def _calls_delayed_per_s(self, candidates: Sequence[Worker], now: float) -> float:
         """How many calls will find a worker busy that is busy for one second more: those that come meanwhile, those that come
-        while these are computed, and so on."""
+        while these are computed, and so on. Calls of other gateways count as far as engines show them."""
         if self._last_at is not None:
             self._gap_s += LATEST * (now - self._last_at - self._gap_s)
         self._last_at = now
-        rate = 1.0 / (max(self._gap_s, 1e-6) * num_workers)
+        self._num_picks += 1
+        if self._num_picks % CROWD_EVERY == 0:
+            self._crowd += 0.1 * (_crowd(candidates) - self._crowd)
+        rate = self._crowd / (max(self._gap_s, 1e-6) * len(candidates))
         return rate / (1.0 - min(MOST_BUSY, rate * self._service_s))
 
     def _contenders(
@@ -206,3 +212,10 @@ class PrefixAffinity(RoutingPolicy):
             homes = [self._mirrors.workers[bit] for _, bit in sorted(scores, reverse=True)[:NUM_HOMES]]
             self._homes[slot] = homes
         return homes
+
+
+def _crowd(candidates: Sequence[Worker]) -> float:
+    """How many calls the engines have for each one that is ours; 1 where they show none."""
+    loads = [worker.load for worker in candidates if worker.load is not None]
+    ours = sum([load.num_ours for load in loads])
+    return max(1.0, sum([load.num_running + load.num_waiting for load in loads]) / ours) if ours else 1.0

@@ -9,7 +9,7 @@ import pytest
 from sluice.policies.least_inflight import LeastInflight
 from sluice.policies.prefix_affinity import MAX_PREDICTIONS, PrefixAffinity
 from sluice.types import Usage
-from sluice.worker import CacheFacts
+from sluice.worker import CacheFacts, EngineLoad
 from tests.unit.policies.test_contract import call, workers
 
 SYSTEM = b"s" * 4096
@@ -56,8 +56,10 @@ def test_a_holder_is_left_when_the_wait_there_exceeds_what_is_saved():
 def test_the_busier_all_are_the_longer_a_holder_is_waited_for():
     """Computing anew would also delay the calls behind."""
 
-    def is_left(gap_s: float) -> bool:
+    def is_left(gap_s: float, num_others: int = 0) -> bool:
         policy, candidates = PrefixAffinity(), workers([0, 0])
+        for worker in candidates:
+            worker.load = EngineLoad(num_running=1 + num_others, num_ours=1)
         now = 0.0
         for k in range(2000):
             now += gap_s
@@ -73,6 +75,7 @@ def test_the_busier_all_are_the_longer_a_holder_is_waited_for():
 
     assert is_left(gap_s=100.0)
     assert not is_left(gap_s=1.0)
+    assert not is_left(gap_s=100.0, num_others=99)  # of other gateways
 
 
 def test_replicas_send_a_new_prompt_to_the_same_idle_worker():
