@@ -56,6 +56,7 @@ class PrefixAffinity(RoutingPolicy):
         self._service_s = 0.0
         self._last_at: float | None = None
         self._bytes_per_token = 4.0
+        self._delay = 0.0  # how many calls one more second of computing delays by a second
         self._num_picks = 0
         self._crowd = 1.0  # all calls in flight on our workers, over our own
         # The candidates of the last pick, also as a set.
@@ -66,32 +67,44 @@ class PrefixAffinity(RoutingPolicy):
 
     def pick(self, candidates: Sequence[Worker], call: Call, now: float) -> Worker:
         candidates = with_adapter(candidates, call)
+        self._count_call(candidates, now)
+        return self._best(candidates, call, now)[0]
+
+    def waits_until(self, candidates: Sequence[Worker], able: Sequence[Worker], call: Call, now: float) -> float | None:
+        """A worker without room that is better than all who have is waited for, as long as it is better by."""
+        candidates = with_adapter(candidates, call)
+        best, least = self._best(candidates, call, now)
+        if best in able:
+            return None
+        _, cost = self._best(able, call, now)
+        return now + cost - least if cost > least else None
+
+    def _best(self, candidates: Sequence[Worker], call: Call, now: float) -> tuple[Worker, float]:
+        """Where the call costs least, and how much that is."""
         freest = self._freest.pick(candidates, call, now)
-        delay = self._calls_delayed_per_s(candidates, now)
-        if not call.prefix.hashes:
-            self._holders = ()
-            return freest
         if len(self._mirrors.of) < len(candidates):
             self._meet(candidates)
         hashes = call.prefix.hashes
         holders = self._holders = self._mirrors.holders(hashes)
-        # The home comes first: it is left only for someone who is better.
-        home = self._home(candidates, hashes, holders) or freest
-        best, least = home, self._cost(home, self._tokens_left(call, home, holders), delay, now)
+        best, least = freest, self._cost(freest, self._tokens_left(call, freest, holders), now)
+        if not hashes:
+            return best, least
         for worker, tokens in self._contenders(candidates, call, holders):
-            cost = self._cost(worker, tokens, delay, now)
+            cost = self._cost(worker, tokens, now)
             if cost < least:
                 best, least = worker, cost
-        if self._cost(freest, self._tokens_left(call, freest, holders), delay, now) < least:
-            return freest
-        return best
+        # The home comes first: it is left only for someone who is better.
+        home = self._home(candidates, hashes, holders)
+        if home is not None and self._cost(home, self._tokens_left(call, home, holders), now) <= least:
+            return home, least
+        return best, least
 
-    def _cost(self, worker: Worker, tokens: float, delay: float, now: float) -> float:
+    def _cost(self, worker: Worker, tokens: float, now: float) -> float:
         """What the call costs all calls together there, in seconds, where so many tokens of it have to be computed."""
         s_per_token = worker.backlog.s_per_token
         own_s = tokens * s_per_token
         busy_s = self._freest.wait_s(worker, now) + own_s
-        return busy_s + own_s * delay * busy_s + worker.in_flight * DECODING_TOKENS * s_per_token
+        return busy_s + own_s * self._delay * busy_s + worker.in_flight * DECODING_TOKENS * s_per_token
 
     def prefill_tokens(self, call: Call, worker: Worker) -> int:
         """Also notes that the call goes there, and what is believed of it."""
@@ -160,7 +173,7 @@ class PrefixAffinity(RoutingPolicy):
             tokens *= 1.0 - covered_bytes(num_blocks) / call.prefix.num_bytes
         return tokens
 
-    def _calls_delayed_per_s(self, candidates: Sequence[Worker], now: float) -> float:
+    def _count_call(self, candidates: Sequence[Worker], now: float) -> None:
         """How many calls will find a worker busy that is busy for one second more: those that come meanwhile, those that come
         while these are computed, and so on. Calls of other gateways count as far as engines show them."""
         if self._last_at is not None:
@@ -170,7 +183,7 @@ class PrefixAffinity(RoutingPolicy):
         if self._num_picks % CROWD_EVERY == 0:
             self._crowd += 0.1 * (_crowd(candidates) - self._crowd)
         rate = self._crowd / (max(self._gap_s, 1e-6) * len(candidates))
-        return rate / (1.0 - min(MOST_BUSY, rate * self._service_s))
+        self._delay = rate / (1.0 - min(MOST_BUSY, rate * self._service_s))
 
     def _contenders(
         self, candidates: Sequence[Worker], call: Call, holders: Sequence[tuple[int, int]]
