@@ -170,6 +170,7 @@ def test_a_worker_that_is_started_anew_is_another_one(parse: Parse) -> None:
 def test_embeddings_are_a_route_of_their_own(parse: Parse) -> None:
     plan = up.prepare(parse("--with-embeddings"))
     assert list(plan.settings.routes) == ["smollm2", "all-minilm"]
+    assert plan.settings.retrieval.embedding_route == "all-minilm"
     assert "--runner pooling" in " ".join(plan.jobs[1].command)
 
 

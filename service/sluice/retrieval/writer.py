@@ -77,8 +77,8 @@ class Writer:
         Raises `ValueError` for vectors of another length than those of before, or that are not finite.
         """
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if not np.isfinite(norms).all():
-            raise ValueError("a vector is not finite")
+        if not vectors.size or not np.isfinite(norms).all():
+            raise ValueError("a vector is empty or not finite")
         unit = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
 
         def step(file: PassageFile) -> None:

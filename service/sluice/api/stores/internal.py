@@ -106,7 +106,7 @@ def _unit(rows: tuple[tuple[float, ...], ...], num_queries: int) -> np.ndarray:
         vectors = np.array(rows, np.float32)
     except ValueError as exc:
         raise BadRequest("The query's vectors differ in length.") from exc
-    if vectors.ndim != 2 or len(vectors) != num_queries or not np.isfinite(vectors).all():
+    if vectors.ndim != 2 or len(vectors) != num_queries or not vectors.size or not np.isfinite(vectors).all():
         raise BadRequest("Each query needs one vector, of finite numbers.")
     unit: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return unit
