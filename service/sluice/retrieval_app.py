@@ -56,7 +56,8 @@ async def running(settings: Stores, token: str | None) -> AsyncIterator[tuple[Fa
         work = VectorWork(storage, time.monotonic)
         async with FileReader(read) as reader, asyncio.TaskGroup() as tasks:
             ingestion = Ingestion(storage, reader, on_parsed=work.wake)
-            loops = [tasks.create_task(ingestion.run()), tasks.create_task(ingestion.run_expiry())]
+            beside = (storage.warm(), ingestion.run(), ingestion.run_expiry())
+            loops = [tasks.create_task(one) for one in beside]
             try:
                 yield build(storage, ingestion, work, settings, token), work
             finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -68,7 +67,7 @@ class Ingestion:
                 await self._take(row)
             except Unreadable as exc:
                 await self._failed(key, exc.code, exc.message)
-            except (OSError, sqlite3.Error):
+            except Exception:  # noqa: BLE001  a full disk, or a bug of ours: the other files must not wait for it
                 await self._try_later(key)
             else:
                 self._attempts.pop(key, None)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,14 @@ class Engine:
             self._num_waiting -= 1
             interrupt.fire()
 
+    async def warm(self, store_ids: Sequence[str]) -> None:
+        """Load what first searches of these stores would wait for, while there is room."""
+        for store_id in store_ids:
+            if self.path_of(store_id).exists() and not await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._memory.warm, store_id, partial(self.readers.take, store_id)
+            ):
+                return
+
     async def texts(self, store_id: str, file_id: str) -> list[str]:
         """The text of a file, passage by passage, without what a passage repeats of the one before it."""
         if not self.path_of(store_id).exists():
@@ -200,12 +209,13 @@ class Engine:
         files = None if asked.filters is None else reader.matching_files(asked.filters)
         if files is not None and not len(files):
             return
+        open_reader = partial(self.readers.take, store_id)
         for at, one in enumerate(words):
-            found = self._memory.lexical(store_id, reader, one, files, DEPTH)
+            found = self._memory.lexical(store_id, reader, one, files, DEPTH, open_reader)
             lexical[at] += [((store_id, id), score) for id, score in found]
         if asked.vectors is not None and store_id in asked.has_vectors:
             for at, vector in enumerate(asked.vectors):
-                found = self._memory.dense(store_id, reader, vector, files, DEPTH)
+                found = self._memory.dense(store_id, reader, vector, files, DEPTH, open_reader)
                 dense[at] += [((store_id, id), score) for id, score in found]
 
     def _fused(self, asked: Asked, lexical: list[Ranked], dense: list[Ranked], failures: tuple[Failure, ...]) -> SearchResult:

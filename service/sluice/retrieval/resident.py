@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,8 @@ MAX_AGE_S = 10.0
 SLICE_ROWS = 20_000
 
 Word = tuple[str, bool]  # as in tokens.Analyzer.query
+# A reader that no search's end interrupts: what is loaded for one search serves all that follow.
+OpenReader = Callable[[], AbstractContextManager[PassageReader]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +65,16 @@ class Lexicon:
         self._frequencies: dict[Word, int] = {}
         self._postings: dict[Word, Posting] = {}
 
-    def search(self, reader: PassageReader, words: list[Word], files: np.ndarray | None, limit: int) -> list[tuple[int, float]]:
+    def search(
+        self, reader: PassageReader, words: list[Word], files: np.ndarray | None, limit: int, open_reader: OpenReader
+    ) -> list[tuple[int, float]]:
         """The best passages by BM25 over the rarest of these words: id and score."""
         chosen = self._chosen(reader, words)
         rare = [word for word in chosen if self._frequencies[word] <= COMMON or word[1]]
         scores = np.zeros(len(self.ids), np.float32)
         for word in chosen:
             if word not in rare:
-                posting = self._posting(reader, word)
+                posting = self._posting(word, open_reader)
                 scores[posting.positions] += posting.scores
         ids = self.ids
         if rare:
@@ -92,10 +97,11 @@ class Lexicon:
             there = [word for word in there if frequencies[word] <= bound] or there[:1]
         return there[: bounds.max_words]
 
-    def _posting(self, reader: PassageReader, word: Word) -> Posting:
+    def _posting(self, word: Word, open_reader: OpenReader) -> Posting:
         posting = self._postings.get(word)
         if posting is None:
-            ids, scores = reader.scores([word])
+            with open_reader() as reader:
+                ids, scores = reader.scores([word])
             at, is_known = _positions(self.ids, ids)
             posting = self._postings[word] = Posting(at[is_known].astype(np.int32), scores[is_known])
             self.num_bytes += posting.num_bytes
@@ -152,33 +158,49 @@ class Resident:
     def num_bytes(self) -> int:
         return sum(part.num_bytes for part in (self.lexicon, self.matrix) if part is not None)
 
-    def lexicon_of(self, reader: PassageReader, now: float) -> Lexicon:
+    def lexicon_of(self, open_reader: OpenReader, now: float) -> Lexicon:
         with self.lock:
             found = self.lexicon
             if found is None or (self.num_changed and self._is_stale(found, now)):
                 self.num_changed = 0
-                found = self.lexicon = Lexicon(reader.ids(), now, self._bounds)
+                with open_reader() as reader:
+                    found = self.lexicon = Lexicon(reader.ids(), now, self._bounds)
             return found
 
     def _is_stale(self, lexicon: Lexicon, now: float) -> bool:
         num = len(lexicon.ids)
         return num < SMALL or self.num_changed > MAX_CHANGE * num or now - lexicon.made_at > MAX_AGE_S
 
+    def matrix_of(self, open_reader: OpenReader, max_bytes: int) -> Matrix | None:
+        """None where there are no vectors, or more than fit."""
+        with self.lock:
+            if self.matrix is None:
+                with open_reader() as reader:
+                    dims = reader.dims()
+                    if dims and reader.num_vectors() * dims * 4 <= max_bytes:
+                        self.matrix = Matrix(*reader.vectors(dims))
+            return self.matrix
+
     def dense(
-        self, reader: PassageReader, query: np.ndarray, files: np.ndarray | None, limit: int, max_bytes: int
+        self,
+        reader: PassageReader,
+        query: np.ndarray,
+        files: np.ndarray | None,
+        limit: int,
+        open_reader: OpenReader,
+        max_bytes: int,
     ) -> list[tuple[int, float]]:
         """The nearest passages by cosine: from memory where the vectors fit into `max_bytes`, else slice by slice."""
-        with self.lock:
-            dims = reader.dims()
-            if dims == 0:
-                return []
-            if len(query) != dims:
-                raise EmbeddingMismatch(f"The question's vector has {len(query)} numbers, those of the store have {dims}.")
-            if self.matrix is None and reader.num_vectors() * dims * 4 <= max_bytes:
-                self.matrix = Matrix(*reader.vectors(dims))
-            view = None if self.matrix is None else self.matrix.view()
-        if view is not None:
-            return best(view[0], view[1] @ query, files, limit)
+        dims = reader.dims()
+        if dims == 0:
+            return []
+        if len(query) != dims:
+            raise EmbeddingMismatch(f"The question's vector has {len(query)} numbers, those of the store have {dims}.")
+        matrix = self.matrix_of(open_reader, max_bytes)
+        if matrix is not None:
+            with self.lock:
+                ids, rows = matrix.view()
+            return best(ids, rows @ query, files, limit)
         found: list[tuple[int, float]] = []
         after = -1
         while True:
@@ -214,18 +236,38 @@ class Memory:
             return resident
 
     def lexical(
-        self, store_id: str, reader: PassageReader, words: list[Word], files: np.ndarray | None, limit: int
+        self,
+        store_id: str,
+        reader: PassageReader,
+        words: list[Word],
+        files: np.ndarray | None,
+        limit: int,
+        open_reader: OpenReader,
     ) -> list[tuple[int, float]]:
-        found = self.of(store_id).lexicon_of(reader, self._clock()).search(reader, words, files, limit)
+        lexicon = self.of(store_id).lexicon_of(open_reader, self._clock())
+        found = lexicon.search(reader, words, files, limit, open_reader)
         self._shrink()
         return found
 
     def dense(
-        self, store_id: str, reader: PassageReader, query: np.ndarray, files: np.ndarray | None, limit: int
+        self,
+        store_id: str,
+        reader: PassageReader,
+        query: np.ndarray,
+        files: np.ndarray | None,
+        limit: int,
+        open_reader: OpenReader,
     ) -> list[tuple[int, float]]:
-        found = self.of(store_id).dense(reader, query, files, limit, self.limit_bytes)
+        found = self.of(store_id).dense(reader, query, files, limit, open_reader, self.limit_bytes)
         self._shrink()
         return found
+
+    def warm(self, store_id: str, open_reader: OpenReader) -> bool:
+        """Load what a first search would wait for; whether there is room for more."""
+        resident = self.of(store_id)
+        resident.lexicon_of(open_reader, self._clock())
+        resident.matrix_of(open_reader, self.limit_bytes - self.num_bytes)
+        return self.num_bytes < self.limit_bytes / 2
 
     def changed(self, store_id: str, num_passages: int, removed: tuple[int, int] = (0, 0)) -> None:
         """The store's file has so many passages more or fewer; those between the `removed` ids are gone."""

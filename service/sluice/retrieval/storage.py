@@ -14,9 +14,10 @@ import asyncio
 import fcntl
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -27,6 +28,7 @@ from sluice.retrieval.resident import Bounds, Memory
 from sluice.retrieval.worklist import WorkList
 from sluice.retrieval.writer import Writer
 
+MAX_WARM = 32
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -135,6 +137,11 @@ class Storage:
             await self.writer.remove(store_id, file_id)
         else:
             await self.writer.delete_store(store_id)
+
+    async def warm(self) -> None:
+        """Load the stores that were used last, so that the first searches after a start need not wait for it."""
+        with suppress(sqlite3.Error):  # a broken one says so when it is searched
+            await self.engine.warm(await self.work(WorkList.last_used, MAX_WARM))
 
     async def expire(self) -> None:
         """Delete the files whose time is over, and what is in the stores whose time is over."""

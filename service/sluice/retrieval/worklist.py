@@ -86,3 +86,7 @@ class WorkList:
     def parsed_unfinished(self, store_id: str) -> list[str]:
         sql = "SELECT id FROM store_files WHERE store_id = ? AND status = 'in_progress' AND parsed"
         return [id for (id,) in self._db.execute(sql, [store_id])]
+
+    def last_used(self, limit: int) -> list[str]:
+        """The stores that were used last."""
+        return [id for (id,) in self._db.execute("SELECT id FROM stores ORDER BY last_active_at DESC LIMIT ?", [limit])]

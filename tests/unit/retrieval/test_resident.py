@@ -1,5 +1,6 @@
 """What is held in memory follows the file, and stays within its bound."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -60,13 +61,16 @@ def test_a_large_store_is_counted_anew_when_enough_has_changed_or_enough_time_ha
         def ids(self):
             return np.arange(SMALL + 1)
 
-    assert resident.lexicon_of(Reader(), 1.0) is lexicon
+    def reader():
+        return nullcontext(Reader())
+
+    assert resident.lexicon_of(reader, 1.0) is lexicon
     resident.num_changed = 1
-    assert resident.lexicon_of(Reader(), 1.0) is lexicon
-    assert resident.lexicon_of(Reader(), MAX_AGE_S + 0.1) is not lexicon
+    assert resident.lexicon_of(reader, 1.0) is lexicon
+    assert resident.lexicon_of(reader, MAX_AGE_S + 0.1) is not lexicon
 
     resident.lexicon, resident.num_changed = lexicon, SMALL // 40
-    assert resident.lexicon_of(Reader(), 1.0) is not lexicon
+    assert resident.lexicon_of(reader, 1.0) is not lexicon
     assert resident.num_changed == 0
 
 
@@ -98,3 +102,34 @@ async def test_vectors_that_do_not_fit_into_memory_are_scanned_in_the_file(tmp_p
 
     assert results[0] == results[1]
     assert results[0][0][0].startswith("# Part 3") and results[0][0][1] == 1.0
+
+
+async def test_what_first_searches_would_wait_for_is_loaded_at_the_start_while_there_is_room(tmp_path: Path):
+    async with filled(tmp_path) as here:
+        stores = [await here.new_store(model="m") for _ in range(3)]
+        for store in stores[:2]:
+            await here.put(store, "alpha", vectors=[[1.0] * 64])
+            here.wall.now += 100
+        broken = await here.new_store()
+        here.storage.engine.path_of(broken).write_bytes(b"broken" * 200)
+
+    async with filled(tmp_path) as here:
+        await here.storage.warm()  # the broken one was made last: nothing is said, and it ends there
+        here.storage.engine.path_of(broken).unlink()
+        await here.storage.warm()
+        memory = here.storage._memory
+        assert set(memory._residents) - {broken} == set(stores[:2])
+        assert all(memory.of(store).matrix is not None for store in stores[:2])
+    async with filled(tmp_path, memory_bytes=500) as here:
+        await here.storage.warm()
+        assert len(here.storage._memory._residents) == 1
+
+
+async def test_what_is_loaded_for_a_search_that_ends_early_serves_the_next_one(tmp_path: Path):
+    async with filled(tmp_path) as here:
+        store = await here.new_store(model="m")
+        await here.put(store, "alpha", vectors=[[1.0, 0.0]])
+        engine = here.storage.engine
+        with engine.readers.take(store) as reader:
+            reader.interrupt()  # as at the end of a deadline
+        assert here.storage._memory.of(store).matrix_of(lambda: engine.readers.take(store), 1_000) is not None
