@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sluice.ingest.base import Unreadable
-from sluice.ingest.worker import FileReader, Job
+from sluice.ingest.worker import Cut, FileReader, Job
 from sluice.retrieval.storage import Storage, attributes_of
 from sluice.retrieval.worklist import WorkList
 
@@ -59,24 +59,43 @@ class Ingestion:
             await self._sleep(EXPIRE_EVERY_S)
 
     async def drain(self) -> None:
-        """All files that wait now, the tenants taking turns."""
-        while (row := await self._storage.work(WorkList.next_to_parse, self._last_tenant)) is not None:
-            self._last_tenant = row["tenant"]
-            key = (row["store_id"], row["id"])
-            try:
-                await self._take(row)
-            except Unreadable as exc:
-                await self._failed(key, exc.code, exc.message)
-            except Exception:  # noqa: BLE001  a full disk, or a bug of ours: the other files must not wait for it
-                await self._try_later(key)
-            else:
-                self._attempts.pop(key, None)
+        """All files that wait now, the tenants taking turns. While one is written, the next is read."""
+        current = await self._begin()
+        try:
+            while current is not None:
+                row, reading = current
+                await asyncio.wait({reading})
+                current = await self._begin(but=row)
+                await self._finish(row, reading)
+                current = current or await self._begin()
+        finally:
+            if current is not None:
+                current[1].cancel()
+                await asyncio.wait({current[1]})
 
-    async def _take(self, row: dict[str, Any]) -> None:
+    async def _begin(self, but: dict[str, Any] | None = None) -> tuple[dict[str, Any], asyncio.Task[Cut]] | None:
+        """Start to read the next file, which is not `but`; None where there is none."""
+        key = ("", "") if but is None else (but["store_id"], but["id"])
+        row = await self._storage.work(WorkList.next_to_parse, self._last_tenant, key)
+        if row is None:
+            return None
+        self._last_tenant = row["tenant"]
+        job = Job(str(self._storage.uploads / row["id"]), row["filename"], row["max_tokens"], row["overlap_tokens"])
+        return row, asyncio.create_task(self._reader.read(job))
+
+    async def _finish(self, row: dict[str, Any], reading: asyncio.Task[Cut]) -> None:
+        key = (row["store_id"], row["id"])
+        try:
+            await self._write(row, reading.result())
+        except Unreadable as exc:
+            await self._failed(key, exc.code, exc.message)
+        except Exception:  # noqa: BLE001  a full disk, or a bug of ours: the other files must not wait for it
+            await self._try_later(key)
+        else:
+            self._attempts.pop(key, None)
+
+    async def _write(self, row: dict[str, Any], cut: Cut) -> None:
         store_id, file_id = row["store_id"], row["id"]
-        path = self._storage.uploads / file_id
-        job = Job(str(path), row["filename"], row["max_tokens"], row["overlap_tokens"])
-        cut = await self._reader.read(job)
         awaits_vectors = row["embedding_model"] is not None and bool(cut.pieces)
         attributes = attributes_of(row["attributes"])
         await self._storage.writer.put(

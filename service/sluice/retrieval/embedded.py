@@ -7,6 +7,7 @@ time, or that nobody waits for any more, is interrupted inside SQLite.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections import OrderedDict
@@ -119,10 +120,12 @@ class Interrupt:
 class Engine:
     """All stores of a folder. Used by `with`; one for a folder, in one process."""
 
-    def __init__(self, folder: Path, *, memory: Memory, num_threads: int = 2) -> None:
+    def __init__(self, folder: Path, *, memory: Memory, num_threads: int | None = None) -> None:
         self._folder = folder
         self._memory = memory
         self.readers = Readers(self.path_of)
+        # Half of the cores: the others are for the gateway's streams.
+        num_threads = num_threads or max(1, len(os.sched_getaffinity(0)) // 2)
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="search")
         self._num_waiting = 0
         self._analyzers = threading.local()

@@ -19,13 +19,16 @@ class WorkList:
         self._db = db
         self._now = now
 
-    def next_to_parse(self, after_tenant: str) -> dict[str, Any] | None:
-        """A file of the next tenant in turn, its oldest one; with its name and the embedding model of its store."""
+    def next_to_parse(self, after_tenant: str, but: tuple[str, str]) -> dict[str, Any] | None:
+        """A file of the next tenant in turn, its oldest one; with its name and the embedding model of its store.
+
+        `but` is the store and id of a file that is in work already.
+        """
         row = self._db.execute(
             "SELECT f.*, g.filename, s.embedding_model FROM store_files f JOIN files g ON g.id = f.id "
             "JOIN stores s ON s.id = f.store_id WHERE f.status = 'in_progress' AND NOT f.parsed "
-            "ORDER BY f.tenant <= ?, f.tenant, f.seq LIMIT 1",
-            [after_tenant],
+            "AND (f.store_id, f.id) != (?, ?) ORDER BY f.tenant <= ?, f.tenant, f.seq LIMIT 1",
+            [*but, after_tenant],
         ).fetchone()
         return None if row is None else dict(row)
 
