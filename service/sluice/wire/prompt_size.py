@@ -53,13 +53,15 @@ def size_of(endpoint: Endpoint, members: Members) -> PromptSize:
                 waiting += value
         elif kind is dict:
             num_messages += "role" in value
+            if len(value) == 2 and type(text := value.get("content")) is str and "role" in value:
+                texts.append(text)  # what most messages are
+                continue
             num_media += not MEDIA.isdisjoint(value)
             waiting += [inner for name in HOLDERS if (inner := value.get(name)) is not None]
             waiting += [_json(inner) for name in _CALLS if (inner := value.get(name)) is not None]
     if (tools := members.get("tools")) is not None:
         texts.append(_json(tools))
-    text = texts[0] if len(texts) == 1 else "".join(texts)
-    ascii_, cjk, other = classes_of(text)
+    ascii_, cjk, other = classes_of(texts[0] if len(texts) == 1 else "".join(texts))
     return PromptSize(ascii_, cjk, other, num_ids, num_messages, num_media)
 
 

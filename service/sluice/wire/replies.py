@@ -27,11 +27,13 @@ def usage_of(usage: Any) -> Usage | None:
     """OpenAI's, the Responses API's and Anthropic's usage members, as they are spelled there."""
     if not isinstance(usage, dict):
         return None
-    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
-    completion = usage.get("completion_tokens", usage.get("output_tokens"))
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    details = usage.get("prompt_tokens_details")
     if prompt is None and completion is None:
-        return None
-    details = usage.get("prompt_tokens_details", usage.get("input_tokens_details"))
+        prompt, completion = usage.get("input_tokens"), usage.get("output_tokens")
+        details = usage.get("input_tokens_details")
+        if prompt is None and completion is None:
+            return None
     cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("cache_read_input_tokens")
     return Usage(_count(prompt), _count(completion), _count(cached), exact=True)
 
