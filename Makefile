@@ -20,7 +20,7 @@ E2E := $(BIN)/pytest tests/e2e -o faulthandler_timeout=900 -o faulthandler_exit_
 export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install engine model up lint type unit cover e2e test-deploy test bench study loadtest leak lock clean retrieval-quality retrieval-study leak
+.PHONY: help install engine model up lint type unit cover redis e2e test-deploy test bench study loadtest leak lock clean retrieval-quality retrieval-study leak limits-study
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -50,7 +50,12 @@ cover: .venv/.dev ## the same, and 95 % of all branches
 	@echo "== unit, with branch coverage"
 	@$(UNIT) --cov --cov-report=term --cov-fail-under=95
 
-e2e: .venv/.dev engine model $(NODE)/.installed ## real vLLM, real SDKs
+redis: ## the server that limits are tested on: Debian's, where it may be installed
+	@command -v redis-server valkey-server >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get install -y --no-install-recommends redis-server >/dev/null 2>&1; } \
+		|| echo "== NO redis-server HERE, and it cannot be installed: the tests of limits in Redis will be SKIPPED"
+
+e2e: .venv/.dev engine model redis $(NODE)/.installed ## real vLLM, real SDKs
 	@echo "== e2e"
 	@$(E2E)
 
@@ -81,6 +86,9 @@ retrieval-quality: .venv/.dev ## nDCG@10 of search, on collections named by SLUI
 
 retrieval-study: .venv/.dev ## 100,000 passages: ingestion, kill -9, latency, streams beside searches
 	@$(BIN)/python -m loadtest.retrieval_study $(ARGS)
+
+limits-study: .venv/.dev redis ## 100,000 calls through two gateways on one Redis, which is killed; a gateway too
+	@$(BIN)/python -m loadtest.limits_study $(ARGS)
 
 leak: .venv/.dev ## 10,000 attempts to read another tenant's passages
 	@SLUICE_LEAK_ATTEMPTS=10000 $(BIN)/pytest tests/unit/api/test_retrieval_isolation.py -q -s

@@ -19,9 +19,10 @@ MAX_LINES = 400
 LAYERS = {
     **dict.fromkeys(["__init__", "asgi", "types", "errors", "yaml_lines", "config", "prefix"], GROUND),
     **dict.fromkeys(["access_log", "keys_file", "loading", "metrics", "response_ids", "tracing", "upstream", "wire"], 1),
-    **dict.fromkeys(["backlog", "ejection"], 1),
+    **dict.fromkeys(["backlog", "ejection", "ledger_file"], 1),
     "discovery": 3,
     "fleet_metrics": GROUND,
+    "limit_metrics": GROUND,
     "asking": 3,
     "orca": 3,
     "engine_metrics": 1,
@@ -30,20 +31,20 @@ LAYERS = {
     "membership": 5,
     "fleet": 6,
     **dict.fromkeys(["bulk", "directory", "http_json", "retry_budget", "worker"], 2),
-    **dict.fromkeys(["engines", "exchange", "keys", "limits", "policies", "retrieval"], 3),
+    **dict.fromkeys(["engines", "exchange", "keys", "limits", "policies", "retrieval", "usage"], 3),
     **dict.fromkeys(["admission"], 5),
     **dict.fromkeys(["attempt", "ingest", "pool", "probes", "replay", "resume"], 4),
     **dict.fromkeys(["gateway"], 6),
     **dict.fromkeys(["children", "middleware", "relay"], 7),
     **dict.fromkeys(["api", "server", "web"], 8),
-    **dict.fromkeys(["app", "check", "cli", "retrieval_app", "retrieving", "up", "__main__"], TOP),
+    **dict.fromkeys(["app", "check", "cli", "limiting", "retrieval_app", "retrieving", "up", "usage_command", "__main__"], TOP),
 }
 
 # Who may import what is not for everybody: the library, and the modules, folders or layers that may.
 ONLY_IN = {
     "fastapi": {7, 8, TOP},
     "starlette": {7, 8, TOP},
-    "prometheus_client": {"metrics", "fleet_metrics", "api.ops"},
+    "prometheus_client": {"metrics", "fleet_metrics", "limit_metrics", "api.ops"},
     "httpx": {"http_json"},
     "redis": {"limits.redis"},
     "psycopg": {"retrieval.adapters.pgvector"},

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from sluice.access_log import AccessLog
 from sluice.admission.replicas import ReplicaCount
 from sluice.admission.route import Admission
-from sluice.api import admin, docs, errors, models, ops, retrieval, vector_stores
+from sluice.api import admin, docs, errors, models, ops, retrieval, usage, vector_stores
 from sluice.api.bodies import BodyReader, Buffers
 from sluice.api.calls import CallMaker
 from sluice.api.openai import HotEndpoints
@@ -33,6 +33,8 @@ from sluice.fleet import Fleet
 from sluice.gateway import Gateway, Served
 from sluice.http_json import HttpJson
 from sluice.keys import Door, door
+from sluice.limiting import ledger_of, limiter_of
+from sluice.limits.limiter import Limiter
 from sluice.loading import load
 from sluice.metrics import Metrics
 from sluice.middleware import Edge
@@ -41,6 +43,7 @@ from sluice.response_ids import ResponseIds
 from sluice.retrieving import Retrieving, retrieving
 from sluice.server.http_server import HttpServer, bind, make_server, stopping_on_signals
 from sluice.tracing.base import Tracing
+from sluice.usage import Ledger
 
 KEYS_WATCH_S = 1.0
 
@@ -61,6 +64,7 @@ class App:
     http: HttpJson
     resources: AsyncExitStack  # what else is open, and is closed with the background
     retrieving: Retrieving
+    limiter: Limiter
 
 
 def build(
@@ -70,6 +74,7 @@ def build(
     log: AccessLog | None,
     metrics: Metrics,
     tracing: Tracing | None = None,
+    ledger: Ledger | None = None,
 ) -> App:
     """Everything that handles requests. Raises `ConfigError` where the settings name what is not there."""
     fleet = Fleet(settings, clock)
@@ -84,10 +89,13 @@ def build(
     buffers = Buffers(settings.server.max_buffered_bytes)
     reader = BodyReader(settings.server.body_limit_bytes, settings.client_timeouts, clock)
     bulk = BulkReader()
+    limiter = limiter_of(settings.limits, metrics, clock)
     metrics.watch_queues(lambda: {name: served.admission.state() for name, served in routes.items()})
     metrics.watch_fleet(fleet.worker_rows, fleet.pool_rows)
-    gateway, http, resources = Gateway(routes, clock), HttpJson(), AsyncExitStack()
-    sources = retrieving(settings, gateway=gateway, routes=routes, http=http, resources=resources, metrics=metrics, clock=clock)
+    gateway, http, resources = Gateway(routes, clock, limiter.reservation), HttpJson(), AsyncExitStack()
+    sources = retrieving(
+        settings, gateway=gateway, routes=routes, http=http, resources=resources, metrics=metrics, clock=clock, ledger=ledger
+    )
     hot = HotEndpoints(
         gateway=gateway,
         routes=routes,
@@ -105,6 +113,7 @@ def build(
         metrics=metrics,
         clock=clock,
         tracing=tracing,
+        ledger=ledger,
     )
     rest = FastAPI(title="Sluice", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     errors.install(rest)
@@ -120,11 +129,14 @@ def build(
         )
         rest.include_router(vector_stores.router(relaying, sources.hook, reader, buffers))
     rest.include_router(admin.router(routes, replicas, keys))
+    rest.include_router(usage.router(settings.ledger.folder, keys, time.time))
     rest.include_router(ops.router(readiness, metrics.registry, keys))
     docs.install(rest)
     edge = Edge(hot, rest, origins=settings.server.cors_origins, log=log, clock=clock, wall_clock=time.time)
     probes_and_metrics = ops.metrics_app(readiness, metrics.registry)
-    return App(edge, probes_and_metrics, readiness, routes, fleet, keys, buffers, bulk, replicas, http, resources, sources)
+    return App(
+        edge, probes_and_metrics, readiness, routes, fleet, keys, buffers, bulk, replicas, http, resources, sources, limiter
+    )
 
 
 async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None = None) -> None:
@@ -142,6 +154,7 @@ async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None 
             log=log if settings.server.access_log else None,
             metrics=metrics,
             tracing=_tracing(stack, settings),
+            ledger=ledger_of(stack, settings.ledger, metrics),
         )
         servers = [_server(stack, app.edge, settings, settings.server.port, settings.drain_timeout_s, on_ready)]
         if settings.server.metrics_port is not None:
@@ -159,6 +172,7 @@ async def background(app: App, settings: Settings) -> AsyncIterator[None]:
     async with app.bulk, app.http, app.resources, _closing(app.fleet), app.retrieving, asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(app.door.watch(KEYS_WATCH_S)), tasks.create_task(app.replicas.watch())]
         running += [tasks.create_task(membership.run()) for membership in app.fleet.memberships.values()]
+        running.append(tasks.create_task(app.limiter.store.run()))
         running += [tasks.create_task(served.admission.run()) for served in app.routes.values()]
         running.append(tasks.create_task(app.retrieving.run()))
         try:

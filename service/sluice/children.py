@@ -91,6 +91,7 @@ class Children:
             max_tokens=max_tokens or None,
             num_choices=OUTPUTS.get(endpoint, 0),
             output_tokens=max_tokens,
+            is_child=True,
             started_at=self._clock(),
             deadline=deadline,
         )
@@ -102,6 +103,8 @@ class Children:
             code=None if error is None else error.code,
             worker=exchanging.worker.url if exchanging.worker else None,
             usage=exchanging.usage,
+            gpu_ms=exchanging.gpu_ms,
+            gpu_exact=exchanging.usage.step_ms > 0,
             attempts=exchanging.attempts,
             duration_s=self._clock() - call.started_at,
         )

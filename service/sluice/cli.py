@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sluice import __version__, up
+from sluice import __version__, up, usage_command
 from sluice.check import Finding, as_table, examine
 from sluice.config import ConfigError, Settings, load
 from sluice.keys import door
@@ -82,7 +82,10 @@ def check(args: argparse.Namespace) -> int:
         num_usable = sum(_state(entry) == "good" for entry in read_keys(settings.auth.keys_file))
         hint = "" if num_usable else ": nobody may call until `sluice key new` has made one"
         _say(f"{settings.auth.keys_file}: {num_usable} usable keys{hint}")
-    return _report(asyncio.run(examine(settings, os.environ)))
+    is_miscounted = settings.limits.store == "memory" and settings.replicas.are_several
+    if is_miscounted:
+        _say("limits.store is memory, which counts for one gateway alone, and there are more: use redis://HOST:PORT/0")
+    return max(_report(asyncio.run(examine(settings, os.environ))), Exit.FAILED if is_miscounted else Exit.OK)
 
 
 def _report(findings: Sequence[Finding]) -> int:
@@ -193,6 +196,8 @@ def _parser(run_server: RunServer) -> argparse.ArgumentParser:
     _key_commands(commands)
     here = "run a recorded trace offline, in virtual time, and compare policies"
     replay.add_arguments(_command(commands, "replay", replay.run, here, replay.EXAMPLE, takes_config=False))
+    usage = _command(commands, "usage", usage_command.run, "what was used, from the ledger", usage_command.EXAMPLE)
+    usage_command.add_arguments(usage)
     _command(commands, "version", version, "print the version", "sluice version", takes_config=False)
     parser.set_defaults(run_server=run_server)
     return parser

@@ -17,6 +17,8 @@
     ├── Unauthenticated                401     invalid_api_key          downstream    no
     ├── Forbidden                      403     -                        downstream    no
     ├── RateLimited                    429     rate_limit_exceeded      downstream    yes
+    │   ├── BudgetSpent                429     insufficient_quota       downstream    no
+    │   └── LimitsAway                 429     server_overloaded        gateway       yes
     ├── Overloaded                     429     server_overloaded        gateway       yes
     ├── InternalError                  500     internal_error           gateway       no
     ├── RetrievalUnavailable           503     retrieval_unavailable    gateway       yes
@@ -40,6 +42,7 @@ from typing import Any, ClassVar
 
 import orjson
 
+from sluice.asgi import Headers
 from sluice.types import Source
 
 
@@ -188,13 +191,38 @@ class HeadTooLarge(BadRequest):
 
 
 class RateLimited(GatewayError):
-    """The tenant has used what it was promised; waiting helps."""
+    """The tenant has used what it was promised; waiting helps. `headers` say what of it is left."""
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
     source = Source.DOWNSTREAM
     retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, headers: Headers | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self._headers = [(name.decode(), value.decode()) for name, value in headers or ()]
+
+    def headers(self) -> list[tuple[str, str]]:
+        return [*super().headers(), *self._headers]
+
+
+class BudgetSpent(RateLimited):
+    """What was meant for a day or a month is used up: no client should wait for that, and those that do come back seldom."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    retryable = False
+
+    def headers(self) -> list[tuple[str, str]]:
+        return [*super().headers(), ("retry-after", "60"), ("retry-after-ms", "60000")]
+
+
+class LimitsAway(RateLimited):
+    """The store of limits cannot be asked, and this one says that then nobody may pass."""
+
+    code = "server_overloaded"
+    source = Source.GATEWAY
 
 
 class Overloaded(GatewayError):

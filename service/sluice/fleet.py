@@ -80,7 +80,8 @@ class Fleet:
             for worker in pool.workers:
                 load = worker.load
                 told = (None, None, None) if load is None else (load.num_running, load.num_waiting, load.kv_usage)
-                yield WorkerRow(pool.route, worker.url, worker.in_flight, bool(worker.is_healthy), worker.state, *told)
+                row = WorkerRow(pool.route, worker.url, worker.in_flight, bool(worker.is_healthy), worker.state, *told)
+                yield row._replace(num_tokens=worker.num_tokens, num_tokens_charged=worker.num_tokens_charged)
 
     def pool_rows(self) -> Iterator[PoolRow]:
         """For the metrics."""

@@ -21,6 +21,8 @@ class WorkerRow(NamedTuple):
     running: int | None = None
     waiting: int | None = None
     kv_usage: float | None = None
+    num_tokens: int | None = None
+    num_tokens_charged: int = 0
 
 
 class PoolRow(NamedTuple):
@@ -49,8 +51,17 @@ def shown_workers(rows: Iterable[WorkerRow]) -> Iterator[Metric]:
     running = GaugeMetricFamily("sluice_worker_engine_running", "Requests that the worker's engine computes.", labels=labels)
     waiting = GaugeMetricFamily("sluice_worker_engine_waiting", "Requests that wait in the worker's engine.", labels=labels)
     kv_usage = GaugeMetricFamily("sluice_worker_engine_kv_usage", "How full the worker's KV cache is, 0 to 1.", labels=labels)
+    computed = CounterMetricFamily(
+        "sluice_worker_engine_tokens", "Tokens of prompts and answers, as the worker's engine counts them.", labels=labels
+    )
+    charged = CounterMetricFamily(
+        "sluice_worker_tokens_charged", "Tokens that this gateway's calls at the worker were charged, or wasted.", labels=labels
+    )
     for row in rows:
         of = [row.route, row.worker]
+        charged.add_metric(of, row.num_tokens_charged)
+        if row.num_tokens is not None:
+            computed.add_metric(of, row.num_tokens)
         in_flight.add_metric(of, row.in_flight)
         up.add_metric(of, row.is_up)
         for one in STATES:
@@ -59,7 +70,7 @@ def shown_workers(rows: Iterable[WorkerRow]) -> Iterator[Metric]:
         for family, value in ((running, row.running), (waiting, row.waiting), (kv_usage, row.kv_usage)):
             if value is not None:
                 family.add_metric(of, value)
-    yield from (in_flight, up, state, known, running, waiting, kv_usage)
+    yield from (in_flight, up, state, known, running, waiting, kv_usage, computed, charged)
 
 
 def shown_pools(rows: Iterable[PoolRow]) -> Iterator[Metric]:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 
 from sluice.admission.entry import Entry, Standing
 from sluice.admission.route import Admission
+from sluice.asgi import Headers
 from sluice.attempt import Attempt
 from sluice.config import Route
 from sluice.errors import GatewayError, UpstreamError, WorkerRefused, WorkerRejected
 from sluice.exchange import RESUMED, Exchange, OwnAnswer
 from sluice.limits.estimate import RouteEstimate
+from sluice.limits.limiter import Reservation, Unlimited
 from sluice.pool import Pool
 from sluice.resume import Rest
 from sluice.retry_budget import RetryBudget
@@ -41,13 +43,20 @@ class Served:
 class Gateway:
     """All routes, and the one way through them."""
 
-    def __init__(self, routes: Mapping[str, Served], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        routes: Mapping[str, Served],
+        clock: Callable[[], float],
+        reservation: Callable[[Call], Reservation] = lambda call: Unlimited(),
+    ) -> None:
+        """`reservation` gives what a call must take of its limits before anything else."""
         self._routes = routes
         self._clock = clock
+        self._reservation = reservation
 
     def exchange(self, call: Call) -> Exchanging:
         """Take a worker and its answer, by `async with`; see `Exchanging`."""
-        return Exchanging(self._routes[call.route], call, self._clock)
+        return Exchanging(self._routes[call.route], call, self._clock, self._reservation(call))
 
 
 class Exchanging:
@@ -57,17 +66,19 @@ class Exchanging:
     """
 
     __slots__ = (
-        "_attempt", "_call", "_clock", "_held", "_lost", "_place", "_served", "_splices", "_wasted",
-        "attempts", "exchange", "grounding", "num_resumes", "opened_at", "queued_s", "reason", "sent_at", "worker",
+        "_attempt", "_batch", "_call", "_clock", "_held", "_lost", "_place", "_served", "_splices", "_wasted",
+        "attempts", "exchange", "gpu_ms", "grounding", "num_resumes", "opened_at", "queued_s", "reason", "reservation",
+        "sent_at", "usage", "worker",
     )  # fmt: skip
 
-    def __init__(self, served: Served, call: Call, clock: Callable[[], float]) -> None:
+    def __init__(self, served: Served, call: Call, clock: Callable[[], float], reservation: Reservation) -> None:
         self._served = served
         self._call = call
         self._clock = clock
         self._held = AsyncExitStack()  # what is taken for the call as a whole; each attempt holds its own
         self._attempt: Attempt | None = None
         self._place: Entry | None = None  # of the last attempt, in admission
+        self.reservation = reservation
         # What is known of the call so far; worker and exchange are those of the last attempt that sent something.
         self.attempts = 0
         self.worker: Worker | None = None
@@ -77,6 +88,10 @@ class Exchanging:
         self.sent_at: float | None = None
         self.opened_at: float | None = None
         self.grounding: Grounding | None = None  # where sources were asked for
+        # What it is charged; known when it has been left.
+        self.usage = Usage()
+        self.gpu_ms = 0.0
+        self._batch = 1  # calls at the worker when this one came
         # What was lost: workers that failed after they may have computed something, and the tokens of that.
         self.num_resumes = 0
         self._lost: list[Worker] = []
@@ -84,15 +99,12 @@ class Exchanging:
         self._splices: list[Splice] = []
 
     @property
-    def usage(self) -> Usage:
-        """What the call has used so far, for whoever settles it on the way out."""
-        return self.exchange.usage if self.exchange is not None else Usage()
-
-    def explanation(self) -> list[tuple[bytes, bytes]]:
-        """Headers that tell where the call went and why, where the route tells it to clients."""
+    def headers(self) -> Headers:
+        """For the answer: what is left of its limits; where the call went and why, where the route tells it to clients."""
         if not self._served.settings.explain.headers or self.worker is None:
-            return []
-        return [(b"x-sluice-worker", self.worker.url.encode()), (b"x-sluice-route-reason", self.reason.encode())]
+            return self.reservation.headers
+        why = [(b"x-sluice-worker", self.worker.url.encode()), (b"x-sluice-route-reason", self.reason.encode())]
+        return self.reservation.headers + why
 
     @property
     def standing(self) -> Standing | None:
@@ -107,15 +119,15 @@ class Exchanging:
     async def __aenter__(self) -> Exchange:
         """The straight line (architecture.md, section 4). What is taken here is entered on `_held`, and is let go last."""
         try:
-            # First the reservation of limits: one line, here.
+            await self._held.enter_async_context(self.reservation)
             if self._call.ground is not None:
                 self._call, self.grounding = await self._grounded(self._call, self._call.ground)
                 if self.grounding.reply is not None:
                     self.exchange = OwnAnswer(self._call, *self.grounding.reply)
                     return self.exchange
             return await self._first_answer(self._served, self._call)
-        except BaseException:
-            await self._leave()
+        except BaseException as exc:
+            await self._leave(exc)
             raise
 
     async def __aexit__(self, *exc: object) -> None:
@@ -136,9 +148,31 @@ class Exchanging:
             raise refusal
         return await ground(call)
 
-    async def _leave(self) -> None:
+    async def _leave(self, error: BaseException | None = None) -> None:
+        if self.sent_at is not None and not isinstance(error, WorkerRefused | WorkerRejected):
+            self._charge(self.sent_at)
         await self._close_attempt()
         await self._held.aclose()
+
+    def _charge(self, sent_at: float) -> None:
+        """What the call has really used: as its worker says, else as we know. Its limits are settled by it."""
+        call, estimate = self._call, self._served.estimate
+        seconds = self._clock() - sent_at
+        usage = self.exchange.usage if self.exchange is not None else Usage()
+        if usage.exact:
+            estimate.learn(call, usage, seconds)
+        else:
+            usage = estimate.spent(call, usage, seconds)
+        self.usage = usage
+        if self.worker is not None:
+            self.worker.num_tokens_charged += usage.prompt_tokens + usage.completion_tokens + self.tokens_wasted
+        self.gpu_ms = self._gpu_ms(usage.step_ms or seconds * 1000)
+        self.reservation.spend(usage.prompt_tokens + usage.completion_tokens, round(self.gpu_ms))
+
+    def _gpu_ms(self, step_ms: float) -> float:
+        """Its part of these steps: they worked on as many calls as were there, in the mean of when it came and went."""
+        batch = (self._batch + (self.worker.in_flight if self.worker is not None else 1)) / 2
+        return round(step_ms / max(1.0, batch), 3)
 
     async def _close_attempt(self) -> None:
         attempt, self._attempt = self._attempt, None
@@ -197,6 +231,7 @@ class Exchanging:
         """Send the attempt's request, and wait for its first event or its whole answer."""
         self.worker = worker
         self.attempts += 1
+        self._batch = worker.in_flight
         try:
             self.exchange = await attempt.open(call, f"{call.id}-{self.attempts}", events, splice)
         finally:

@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from sluice.fleet_metrics import PoolRow, WorkerRow, shown_pools, shown_workers
+from sluice.limit_metrics import LimitNumbers, shown_limits
 from sluice.types import Outcome
 
 FIRST_EVENT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
@@ -196,6 +197,8 @@ class Metrics(Collector):
         self._queues: Callable[[], Mapping[str, QueueState]] = dict
         self._pools: Callable[[], Iterable[PoolRow]] = tuple
         self.retrieval = RetrievalMetrics()
+        self._limits: Callable[[], LimitNumbers] = LimitNumbers
+        self._ledger_rows_lost: Callable[[], int] = int
         registry.register(self)
 
     @classmethod
@@ -214,6 +217,12 @@ class Metrics(Collector):
     def watch_queues(self, states: Callable[[], Mapping[str, QueueState]]) -> None:
         """Show the queues of all routes, by name, at each scrape."""
         self._queues = states
+
+    def watch_ledger(self, num_lost: Callable[[], int]) -> None:
+        self._ledger_rows_lost = num_lost
+
+    def watch_limits(self, numbers: Callable[[], LimitNumbers]) -> None:
+        self._limits = numbers
 
     def call_ended(self, route: str, endpoint: str, outcome: Outcome, tenant: str | None = None) -> None:
         """The one update of a call. The tenant is one of the keys file; None where nobody is known yet."""
@@ -272,6 +281,7 @@ class Metrics(Collector):
             "Access lines lost because their reader was too slow.",
             value=self._lines_dropped,
         )
+        yield from shown_limits(self._limits(), self._ledger_rows_lost())
         yield from shown_workers(self._workers())
         yield from shown_pools(self._pools())
         yield from _shown_queues(self._queues())

@@ -17,7 +17,7 @@ from sluice.asgi import Headers, Message, Receive, Send
 from sluice.errors import GatewayError, InternalError
 from sluice.exchange import KEEP_ALIVE, Exchange
 from sluice.gateway import Gateway
-from sluice.types import Call, Endpoint, Outcome, Source, Usage
+from sluice.types import Call, Endpoint, Outcome, Source
 from sluice.wire.events import EventStream, dialect_of
 
 EVENT_STREAM: Headers = [
@@ -104,7 +104,7 @@ class Relay:
     async def _relay(self, exchange: Exchange, downstream: Downstream) -> GatewayError | None:
         events, grounding = exchange.events, self._exchanging.grounding
         if events is None:
-            headers = [(b"content-type", exchange.content_type.encode("latin-1")), *self._exchanging.explanation()]
+            headers = [(b"content-type", exchange.content_type.encode("latin-1")), *self._exchanging.headers]
             body = exchange.body
             if grounding is not None:
                 headers, body = headers + grounding.headers, grounding.whole(body)
@@ -115,7 +115,7 @@ class Relay:
             downstream.respond(200, headers, body)
             return None
         downstream.on_pause, downstream.on_resume = exchange.pause, exchange.resume  # the first write may be too much
-        headers, first, edit = EVENT_STREAM + self._exchanging.explanation(), exchange.first, None
+        headers, first, edit = EVENT_STREAM + self._exchanging.headers, exchange.first, None
         write: Callable[[bytes], None] = downstream.write
         if grounding is not None:
             edit = grounding.editor().feed
@@ -219,7 +219,9 @@ class Relay:
             source=source,
             code=code,
             worker=exchanging.worker.url if exchanging.worker else None,
-            usage=exchange.usage if exchange else Usage(),
+            usage=exchanging.usage,
+            gpu_ms=exchanging.gpu_ms,
+            gpu_exact=exchanging.usage.step_ms > 0,
             tokens_wasted=exchanging.tokens_wasted,
             attempts=exchanging.attempts,
             reason=exchanging.reason,

@@ -24,6 +24,7 @@ from sluice.retrieval.remote import RemoteRetriever
 from sluice.retrieval.search import EMBEDDED, Searcher
 from sluice.retrieval.supply import VectorSupply
 from sluice.types import Call, Outcome
+from sluice.usage import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,15 @@ def retrieving(
     resources: AsyncExitStack,
     metrics: Metrics,
     clock: Callable[[], float],
+    ledger: Ledger | None = None,
 ) -> Retrieving:
     """All of it; `resources` closes what the retrievers hold."""
     retrieval = settings.retrieval
 
     def told(call: Call, outcome: Outcome) -> None:
         metrics.call_ended(call.route, call.endpoint, outcome, call.tenant.name)
+        if ledger is not None:
+            ledger.call_ended(call, outcome)
 
     children = Children(gateway, routes, clock, told)
     route = retrieval.embedding_route

@@ -98,6 +98,7 @@ class Scraper:
     def _learn(self, page: bytes, reading: Reading) -> None:
         """What concerns more than this moment: sleep, restarts, the size of the cache."""
         self._worker.mark_asleep("metrics", reading.is_asleep)
+        self._worker.num_tokens = reading.num_tokens
         if reading.num_tokens < self._num_tokens:
             logger.warning("worker %s was started anew", self._worker.url)
             self._cache = None

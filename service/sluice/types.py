@@ -66,6 +66,7 @@ class Usage:
     completion_tokens: int = 0
     cached_tokens: int = 0
     exact: bool = False
+    step_ms: float = 0.0  # of the engine's steps that worked on it, where the worker tells
 
 
 class Prefix(NamedTuple):
@@ -142,6 +143,7 @@ class Call(NamedTuple):
     adapter: str | None = None  # the LoRA adapter that is asked for
     session: str = ""  # what the route's session header says
     explains: bool = False  # whether why it goes to its worker shall be noted
+    is_child: bool = False  # made by the gateway for another call: its tokens count, and neither as a request nor for a place
     # When it must be done, on the event loop's clock
     started_at: float = 0.0
     deadline: float = float("inf")
@@ -163,6 +165,8 @@ class Outcome(NamedTuple):
     code: str | None = None
     worker: str | None = None
     usage: Usage = Usage()
+    gpu_ms: float = 0.0  # its part of the engine's time
+    gpu_exact: bool = False  # from the worker's own times, and not from ours
     tokens_wasted: int = 0  # computed for this call by workers that were lost or not needed, and billed to nobody
     attempts: int = 0
     reason: str = ""  # why that worker, where the call wanted to know

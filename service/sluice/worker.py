@@ -88,6 +88,10 @@ class Worker:
         # What its engine last said of its load. None: nothing yet, nothing for a while, or nothing credible. That is no sign
         # of idleness: what we have in flight there is all that is known then.
         self.load: EngineLoad | None = None
+        # Tokens that its engine says it has ever computed, and those that calls there were charged, or that were wasted on
+        # them: the two drift apart where one of us counts wrong, or somebody else uses it. Changed by the scraper, by calls.
+        self.num_tokens: int | None = None
+        self.num_tokens_charged = 0
         self.asks_orca = False  # whether its answers are to bring load reports
         self._is_retired = False
 

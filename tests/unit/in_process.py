@@ -28,6 +28,7 @@ from sluice.keys_file import new_key
 from sluice.metrics import Metrics
 from sluice.pool import Pool
 from sluice.server.http_server import HttpServer, bind, make_server
+from sluice.usage import Ledger
 from tests.support import raw_http
 from tests.support.asgi_client import AsgiCall
 from tests.support.raw_http import RawClient, Response
@@ -167,14 +168,20 @@ class Gateway:
 
 
 @asynccontextmanager
-async def serving(asked: Settings) -> AsyncIterator[Gateway]:
+async def serving(asked: Settings, ledger: Ledger | None = None) -> AsyncIterator[Gateway]:
     """Serve until the block ends, with a keys file of its own beside the access log."""
     folder = asked.auth.keys_file.parent
     keys = write_keys(folder)
     metrics = Metrics(CollectorRegistry())
     log_path = folder / "access.log"
     with log_path.open("wb") as out, AccessLog(out.fileno(), metrics.access_lines_dropped) as log:
-        app = build(asked, clock=time.monotonic, log=log if asked.server.access_log else None, metrics=metrics)
+        app = build(
+            asked,
+            clock=time.monotonic,
+            log=log if asked.server.access_log else None,
+            metrics=metrics,
+            ledger=ledger,
+        )
         server = make_server(app.edge, asked.server, asked.client_timeouts, port=0, drain_timeout_s=asked.drain_timeout_s)
         async with background(app, asked), listening(server) as url:
             yield Gateway(url, app, server, keys, metrics, log_path)

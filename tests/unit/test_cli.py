@@ -1,9 +1,11 @@
 """The command line: what goes to stdout, what to stderr, and the exit code."""
 
 import asyncio
+import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +17,8 @@ from sluice.__main__ import main as sluice
 from sluice.config import ConfigError, Settings
 from sluice.keys import Keys
 from sluice.keys_file import read_keys
+from sluice.types import Call, Endpoint, Outcome, Tenant, Usage
+from sluice.usage import Ledger
 from tests.support import scripts
 from tests.support.scripted_worker import ScriptedWorker
 
@@ -291,3 +295,34 @@ def test_check_refuses_what_serve_would_refuse(config, capsys):
     assert "there is no such keys file; `sluice key new --tenant NAME` makes it" in capsys.readouterr().err
     config.write_text("nonsense")
     assert run("check", "--config", config) == 3
+
+
+def test_usage_is_shown_as_a_table_as_json_and_as_a_picture(config, capsys):
+    config.write_text(CONFIG + "ledger: {folder: ledger, replica: one}\n")
+    call = Call("req-1", Tenant("acme", "k1"), "smollm2", Endpoint.CHAT, "/v1/chat/completions")
+    with Ledger(config.parent / "ledger", "one", keep_months=2, wall_clock=time.time) as ledger:
+        ledger.call_ended(call, Outcome(200, usage=Usage(10, 5, exact=True), attempts=1))
+
+    assert run("usage", "--config", config) == 0
+    shown = capsys.readouterr()
+    assert "acme" in shown.out and "of one" in shown.err
+    assert run("usage", "--folder", config.parent / "ledger", "--by", "route", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["data"][0]["tokens"] == 15
+    assert run("usage", "--config", config, "--plot", config.parent / "usage.png") == 0
+    assert (config.parent / "usage.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_usage_without_a_ledger_or_of_a_broken_one_says_so(config, capsys):
+    assert run("usage", "--config", config) == 1
+    assert "there is no ledger" in capsys.readouterr().err
+    (config.parent / time.strftime("usage-%Y-%m-one.sqlite", time.gmtime())).write_bytes(b"no database at all" * 100)
+    assert run("usage", "--folder", config.parent) == 1
+    assert "cannot be read" in capsys.readouterr().err
+    assert run("usage", "--config", config, "--by", "colour") == 2
+
+
+def test_memory_that_would_have_to_count_for_several_gateways_is_told(config, capsys):
+    config.write_text(CONFIG + "auth: {mode: open}\nreplicas: {count: 2}\n")
+
+    assert run("check", "--config", config) == 1
+    assert "limits.store is memory, which counts for one gateway alone" in capsys.readouterr().err

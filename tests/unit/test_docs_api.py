@@ -111,7 +111,8 @@ def test_what_it_says_of_retries_is_what_is_sent():
             error = family("x")
             headers = dict(error.headers())
             assert headers["x-should-retry"] == ("true" if family.retryable else "false")
-            assert ("retry-after" in headers) == (family.retryable and family.status in (429, 503))
+            is_for_later = family.retryable or family is errors.BudgetSpent
+            assert ("retry-after" in headers) == (is_for_later and family.status in (429, 503))
 
 
 # Headers
@@ -159,7 +160,8 @@ async def test_every_header_of_an_answer_is_there_and_no_other(tmp_path: Path):
         worker.on(CHAT, scripts.reply(200, {"choices": []}, headers=[("x-worker", "7"), ("set-cookie", "a=b")]), None)
         route = {"queue": {"max_in_flight": 1, "comments_s": 1}, "explain": {"headers": True}}
         server, probes = {"cors_origins": ["null"]}, {"health_interval_s": 0.02}
-        asked = settings(tmp_path, worker, server=server, probes=probes, route=route)
+        limits = {"store": "redis://127.0.0.1:1/0", "fail": "local", "default": {"rpm": 1000, "tpm": 1_000_000}}
+        asked = settings(tmp_path, worker, server=server, probes=probes, route=route, limits=limits)
         async with serving(asked) as gateway:
             assert await answers(gateway, worker) == documented_headers()
 

@@ -43,14 +43,18 @@ def documented(section: str) -> dict[str, Row]:
     return rows
 
 
-def models(model: type[BaseModel] = Settings, title: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """Each section of the configuration with its heading."""
+def models(
+    model: type[BaseModel] = Settings, title: str = "", told: set[type[BaseModel]] | None = None
+) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Each section of the configuration with its heading; one that stands in several places is told where it stands first."""
+    told = {model} if told is None else told
     yield title or "Top level", model
     for name, field in model.model_fields.items():
         inner = section_of(field.annotation)
-        if inner is not None:
+        if inner is not None and inner not in told:
+            told.add(inner)
             step = f"{name}.NAME" if get_origin(field.annotation) is dict else name
-            yield from models(inner, f"{title}.{step}".removeprefix("."))
+            yield from models(inner, f"{title}.{step}".removeprefix("."), told)
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

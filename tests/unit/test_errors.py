@@ -12,12 +12,14 @@ from sluice import errors
 from sluice.errors import (
     BadRequest,
     BodyTooLarge,
+    BudgetSpent,
     ContextTooLong,
     EmbeddingMismatch,
     Forbidden,
     GatewayError,
     HeadTooLarge,
     InternalError,
+    LimitsAway,
     MethodNotAllowed,
     ModelNotFound,
     NotFound,
@@ -47,6 +49,7 @@ EACH = [
     *(kind("why") for kind in (Unsupported, UnsupportedMediaType, HeadTooLarge, Forbidden, RateLimited, Overloaded)),
     *(kind("why") for kind in (UpstreamError, WorkerRefused, WorkerFull, WorkerUnavailable, WorkerTimeout)),
     *(kind("why") for kind in (EmbeddingMismatch, StoreExpired, RetrievalUnavailable, RetrievalTimeout)),
+    *(kind("why", headers=[(b"x-ratelimit-remaining-requests", b"0")]) for kind in (BudgetSpent, LimitsAway)),
     Unauthenticated("why", key_was_sent=True),
     ModelNotFound("gpt-9"),
     StoreNotFound("vs_1"),
@@ -119,6 +122,12 @@ def test_the_wait_is_told_in_seconds_and_milliseconds_within_bounds(wait_s, seco
     headers = dict(RateLimited("wait", retry_after_s=wait_s).headers())
 
     assert (headers["retry-after"], headers["retry-after-ms"]) == (seconds, milliseconds)
+
+
+def test_a_refusal_by_limits_tells_what_is_left():
+    assert ("x-ratelimit-remaining-requests", "0") in BudgetSpent(
+        "w", headers=[(b"x-ratelimit-remaining-requests", b"0")]
+    ).headers()
 
 
 def test_a_missing_key_has_no_code_and_a_bad_one_has():

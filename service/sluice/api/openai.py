@@ -21,6 +21,7 @@ from sluice.middleware import Visit, plain_path
 from sluice.relay import CLIENT_LEFT, AsgiDownstream, Downstream, Relay, refuse
 from sluice.tracing.base import Tracing
 from sluice.types import Call, Endpoint, Outcome
+from sluice.usage import Ledger
 
 logger = logging.getLogger("sluice.api")
 
@@ -48,6 +49,7 @@ class HotEndpoints:
         metrics: Metrics,
         clock: Callable[[], float],
         tracing: Tracing | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._gateway = gateway
         self._routes = routes
@@ -58,6 +60,7 @@ class HotEndpoints:
         self._metrics = metrics
         self._clock = clock
         self._tracing = tracing
+        self._ledger = ledger
         self._table = _spellings()
 
     async def serve(self, visit: Visit, found: Endpoint | Stored, receive: Receive, send: Send) -> None:
@@ -92,6 +95,8 @@ class HotEndpoints:
             async with way_down as downstream:
                 visit.outcome = await relay.run(downstream)
         self._metrics.call_ended(call.route, endpoint, visit.outcome, call.tenant.name)
+        if self._ledger is not None:
+            self._ledger.call_ended(call, visit.outcome)
         if visit.trace is not None:
             visit.trace.end(call, visit.outcome)
 

@@ -5,6 +5,8 @@ in `_env` names an environment variable, one that ends in `_file` a file.
 """
 
 from sluice.config.base import Section
+from sluice.config.ledger import LedgerSettings
+from sluice.config.limits import Fail, Limits, LimitsSettings, TenantLimits
 from sluice.config.queue import Queue, Replicas
 from sluice.config.retrieval import OnCall, Retrieval, RetrieverSettings
 from sluice.config.routes import Bounds, DefaultRetrieval, Route, Timeouts
@@ -25,6 +27,10 @@ __all__ = [
     "Dns",
     "Kubernetes",
     "OnCall",
+    "Fail",
+    "Limits",
+    "LedgerSettings",
+    "LimitsSettings",
     "Probes",
     "Queue",
     "Replicas",
@@ -35,6 +41,7 @@ __all__ = [
     "Server",
     "Settings",
     "Stores",
+    "TenantLimits",
     "Timeouts",
     "TracingSettings",
     "Workers",

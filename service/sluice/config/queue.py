@@ -29,3 +29,7 @@ class Replicas(Section):
     count: Positive = 1
     dns: str | None = None  # a name with an address for each replica, such as a headless service
     refresh_s: Seconds = 10
+
+    @property
+    def are_several(self) -> bool:
+        return self.count > 1 or self.dns is not None

@@ -10,6 +10,8 @@ from typing import Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from sluice.config.base import Seconds, Section
+from sluice.config.ledger import LedgerSettings
+from sluice.config.limits import Limits, LimitsSettings
 from sluice.config.queue import Replicas
 from sluice.config.retrieval import Retrieval
 from sluice.config.routes import Route
@@ -28,6 +30,8 @@ class Settings(Section):
     client_timeouts: ClientTimeouts = ClientTimeouts()
     probes: Probes = Probes()
     tracing: TracingSettings = TracingSettings()
+    limits: LimitsSettings = LimitsSettings()
+    ledger: LedgerSettings = LedgerSettings()
     replicas: Replicas = Replicas()
     retrieval: Retrieval = Retrieval()
     drain_timeout_s: Seconds = 120
@@ -42,6 +46,26 @@ class Settings(Section):
                 if spelled in owner:
                     raise Mistake(f"the name {spelled!r} belongs to route {owner[spelled]!r} already", "routes", name)
                 owner[spelled] = name
+        return self
+
+    @model_validator(mode="after")
+    def _limits_name_routes(self) -> Self:
+        tenants = dict(self.limits.tenants) | ({"default": self.limits.default} if self.limits.default else {})
+        named: list[tuple[tuple[str, ...], dict[str, Limits]]] = [(("limits", "routes"), self.limits.routes)]
+        named += [(("limits", "tenants", name, "routes"), tenant.routes) for name, tenant in tenants.items()]
+        for key, routes in named:
+            for name in routes:
+                if name not in self.routes:
+                    raise Mistake(f"there is no route {name!r} (there are {', '.join(self.routes)})", *key)
+        return self
+
+    @model_validator(mode="after")
+    def _memory_counts_for_one(self) -> Self:
+        if self.limits.store == "memory" and not self.limits.is_empty and self.replicas.are_several:
+            raise Mistake(
+                "memory counts for one gateway alone, and `replicas` says that there are more: use redis://HOST:PORT/0",
+                *("limits", "store"),
+            )
         return self
 
     @model_validator(mode="after")
@@ -74,6 +98,7 @@ class Settings(Section):
         ]
         named += [(("retrieval", "retrievers", n, "api_key_env"), r.api_key_env) for n, r in self.retrieval.retrievers.items()]
         named += [(("server", "secret_env"), self.server.secret_env), (("retrieval", "token_env"), self.retrieval.token_env)]
+        named.append((("limits", "store_password_env"), self.limits.store_password_env))
         for key, variable in named:
             if variable is not None and not environment.get(variable):
                 raise Mistake(f"the environment variable {variable} is not set", *key)
@@ -98,7 +123,10 @@ class Settings(Section):
             routes[name] = route.model_copy(
                 update={"workers": route.workers.resolved(folder), "served_model": route.served_model or name}
             )
-        return self.model_copy(update={"auth": auth, "routes": routes, "retrieval": self.retrieval.resolved(folder)})
+        kept_in = self.ledger.folder
+        ledger = self.ledger.model_copy(update={"folder": folder / kept_in if kept_in else None})
+        retrieval = self.retrieval.resolved(folder)
+        return self.model_copy(update={"auth": auth, "routes": routes, "retrieval": retrieval, "ledger": ledger})
 
 
 def load(path: Path, environment: Mapping[str, str] | None = os.environ) -> Settings:

@@ -13,6 +13,7 @@ BOUNDS = ((0.02, 2.0), (0.05, 4.0), (0.05, 4.0), (0.0, 200.0), (0.0, 20_000.0))
 LEARNING_RATE = 0.1
 GOOD_ENOUGH = 0.02  # an estimate so near teaches nothing
 FIRST_OUTPUT_TOKENS = 512
+FIRST_TOKEN_S = 0.02
 NUM_OUTPUTS = 256  # the last answers that the p90 is taken of
 MIN_OUTPUTS = 20
 P90_EVERY = 32
@@ -30,6 +31,7 @@ class RouteEstimate:
         self._weights = list(FIRST_WEIGHTS)
         self._outputs: deque[int] = deque(maxlen=NUM_OUTPUTS)
         self._num_outputs = 0
+        self._token_s = FIRST_TOKEN_S
         self.p90_output_tokens = FIRST_OUTPUT_TOKENS
 
     def __repr__(self) -> str:
@@ -48,13 +50,22 @@ class RouteEstimate:
             each = min(each, max(0, context - prompt_tokens))
         return each * num_choices
 
-    def learn(self, call: Call, usage: Usage) -> None:
-        """What the call really cost. Counts of our own teach nothing."""
-        if not usage.exact:
-            return
+    def learn(self, call: Call, usage: Usage, seconds: float) -> None:
+        """What the call really cost, as its worker says, and how long the worker had it."""
         self._learn_prompt(call.size, usage.prompt_tokens)
-        if call.max_tokens is None and call.num_choices:
-            self._learn_output(usage.completion_tokens // call.num_choices)
+        if call.num_choices and usage.completion_tokens:
+            each = usage.completion_tokens / call.num_choices
+            self._token_s += (seconds / max(1.0, each) - self._token_s) * LEARNING_RATE
+            if call.max_tokens is None:
+                self._learn_output(int(each))
+
+    def spent(self, call: Call, usage: Usage, seconds: float) -> Usage:
+        """What a call has cost whose worker did not come to say it: the events that we have counted, or, of an answer that
+        was to come whole, as much as its worker will have done in that time. The prompt as it was estimated."""
+        tokens = usage.completion_tokens
+        if not call.stream and call.num_choices:
+            tokens = min(call.output_tokens, int(seconds / self._token_s) * call.num_choices)
+        return Usage(call.prompt_tokens, tokens, exact=False)
 
     def _learn_prompt(self, size: PromptSize, prompt_tokens: int) -> None:
         told = prompt_tokens - size.token_ids

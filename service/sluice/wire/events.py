@@ -49,7 +49,7 @@ class Dialect:
         return event.get("choices") == [] and isinstance(event.get("usage"), dict)
 
     def usage(self, event: dict[str, Any]) -> Usage | None:
-        return usage_of(event.get("usage"))
+        return usage_of(event.get("usage"), event.get("metrics"))
 
     def error_event(self, error: GatewayError) -> bytes:
         """What tells a client that its stream broke. No end marker follows it."""

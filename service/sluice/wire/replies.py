@@ -17,14 +17,18 @@ from sluice.types import Usage
 
 MAX_MESSAGE = 2000
 TAIL_BYTES = 4096
+MAX_STEP_MS = 86_400_000.0
 MAX_USAGE_OBJECTS = 8  # usage itself, and the details in it
 TOO_LONG = ("maximum context length", "cannot be greater than max_model_len")
 VALID_ALIASES = re.compile(r" Valid aliases: .*$", re.DOTALL)
 _TAIL = JSONDecoder()
 
 
-def usage_of(usage: Any) -> Usage | None:
-    """OpenAI's, the Responses API's and Anthropic's usage members, as they are spelled there."""
+def usage_of(usage: Any, metrics: Any = None) -> Usage | None:
+    """OpenAI's, the Responses API's and Anthropic's usage members, as they are spelled there.
+
+    `metrics` is vLLM's member of that name (`--enable-per-request-metrics`): how long its steps worked on the request.
+    """
     if not isinstance(usage, dict):
         return None
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
@@ -35,7 +39,14 @@ def usage_of(usage: Any) -> Usage | None:
         if prompt is None and completion is None:
             return None
     cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("cache_read_input_tokens")
-    return Usage(_count(prompt), _count(completion), _count(cached), exact=True)
+    return Usage(_count(prompt), _count(completion), _count(cached), exact=True, step_ms=_step_ms(metrics))
+
+
+def _step_ms(metrics: Any) -> float:
+    if not isinstance(metrics, dict):
+        return 0.0
+    parts = [metrics.get(name) for name in ("time_to_first_token_ms", "generation_time_ms")]
+    return sum([float(part) for part in parts if isinstance(part, int | float) and 0 <= part <= MAX_STEP_MS])
 
 
 def usage_of_body(body: bytes) -> Usage | None:
@@ -49,10 +60,21 @@ def usage_of_body(body: bytes) -> Usage | None:
         if not end:
             return None
         try:
-            return usage_of(orjson.loads(body[at + 8 : end]))
+            return usage_of(orjson.loads(body[at + 8 : end]), _metrics_of_body(body, end))
         except orjson.JSONDecodeError:
             continue  # that brace closed one of the details
     return None
+
+
+def _metrics_of_body(body: bytes, start: int) -> Any:
+    """vLLM writes them after the usage."""
+    at = body.find(b'"metrics":{', start)
+    if at < 0:
+        return None
+    try:
+        return _TAIL.raw_decode(body[at + 10 : at + TAIL_BYTES].decode(errors="replace"))[0]
+    except JSONDecodeError:
+        return None
 
 
 def checked(body: bytes, *, model: str, reasoning_content: bool) -> bytes:

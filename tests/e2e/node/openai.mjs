@@ -87,3 +87,22 @@ export async function stop(target) {
   for await (const chunk of events) if (chunk.choices[0].delta.content) break; // the SDK aborts the request
   return { stopped: true };
 }
+
+// With the retries that the package makes by itself
+export async function patience({ baseURL, apiKey, model }) {
+  const client = new OpenAI({ baseURL, apiKey });
+  const began = performance.now();
+  const { choices } = await client.chat.completions.create({ model, messages: [{ role: "user", content: "Say hi" }] });
+  return { text: choices[0].message.content, waitedMs: Math.round(performance.now() - began) };
+}
+
+export async function no_patience({ baseURL, apiKey, model }) {
+  const client = new OpenAI({ baseURL, apiKey });
+  const began = performance.now();
+  try {
+    await client.chat.completions.create({ model, messages: [{ role: "user", content: "Say hi" }] });
+  } catch (caught) {
+    return { name: caught.constructor.name, code: caught.code, waitedMs: Math.round(performance.now() - began) };
+  }
+  return { name: null };
+}

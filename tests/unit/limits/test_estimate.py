@@ -18,7 +18,7 @@ def test_a_route_learns_what_its_tokenizer_makes_of_each_class_of_characters():
     for _ in range(3000):
         size = PromptSize(drawn.randrange(8000), drawn.randrange(4000), drawn.randrange(500), messages=drawn.randrange(1, 20))
         told = int(size.ascii * 0.22 + size.cjk * 1.4 + size.other * 0.9 + size.messages * 5)
-        estimate.learn(call(size), Usage(told, 8, exact=True))
+        estimate.learn(call(size), Usage(told, 8, exact=True), 1.0)
 
     after = estimate.prompt_tokens(PromptSize(ascii=4000, cjk=1000, messages=3))
     assert before < 1900 and abs(after - (880 + 1400 + 15)) < 120
@@ -31,14 +31,22 @@ def test_token_ids_are_what_they_are():
 def test_a_worker_that_lies_bends_an_estimate_within_bounds():
     estimate = RouteEstimate()
     for _ in range(1000):
-        estimate.learn(call(PromptSize(ascii=100)), Usage(10**9, 1, exact=True))
+        estimate.learn(call(PromptSize(ascii=100)), Usage(10**9, 1, exact=True), 1.0)
     assert estimate.prompt_tokens(PromptSize(ascii=100)) == 200
 
 
-def test_counts_of_our_own_teach_nothing():
+def test_a_stream_that_was_left_costs_its_prompt_and_the_events_that_were_counted():
+    left = call(PromptSize(ascii=100))._replace(stream=True, prompt_tokens=30)
+    assert RouteEstimate().spent(left, Usage(completion_tokens=7), 5.0) == Usage(30, 7, exact=False)
+
+
+def test_a_whole_answer_that_was_left_costs_what_its_worker_will_have_done_by_then():
     estimate = RouteEstimate()
-    estimate.learn(call(PromptSize(ascii=100)), Usage(10_000, 1, exact=False))
-    assert estimate.prompt_tokens(PromptSize(ascii=100)) == RouteEstimate().prompt_tokens(PromptSize(ascii=100))
+    for _ in range(100):
+        estimate.learn(call(PromptSize(ascii=100)), Usage(30, 10, exact=True), 1.0)
+    left = call(PromptSize(ascii=100), num_choices=2)._replace(prompt_tokens=30, output_tokens=32)
+    assert estimate.spent(left, Usage(), 0.55) == Usage(30, 10, exact=False)
+    assert estimate.spent(left, Usage(), 60.0) == Usage(30, 32, exact=False)
 
 
 def test_the_output_is_what_was_asked_for_times_the_answers_within_the_context():
@@ -52,7 +60,7 @@ def test_the_output_is_what_was_asked_for_times_the_answers_within_the_context()
 def test_without_a_bound_the_output_is_the_90th_percentile_of_the_last_answers_that_had_none():
     estimate = RouteEstimate()
     for tokens in range(1, 101):
-        estimate.learn(call(PromptSize(ascii=8), max_tokens=None), Usage(4, tokens, exact=True))
-        estimate.learn(call(PromptSize(ascii=8), max_tokens=1), Usage(4, 1, exact=True))
+        estimate.learn(call(PromptSize(ascii=8), max_tokens=None), Usage(4, tokens, exact=True), 1.0)
+        estimate.learn(call(PromptSize(ascii=8), max_tokens=1), Usage(4, 1, exact=True), 1.0)
     assert 85 <= estimate.p90_output_tokens <= 95
     assert "p90" in repr(estimate)

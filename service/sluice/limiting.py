@@ -1,0 +1,62 @@
+"""Part of the composition root: limits and the ledger, as the configuration wants them."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from sluice.config import ConfigError, LedgerSettings, LimitsSettings
+from sluice.limit_metrics import LimitNumbers
+from sluice.limits.base import LimitStore
+from sluice.limits.limiter import Limiter
+from sluice.limits.memory import MemoryStore
+from sluice.limits.rules import Rules
+from sluice.loading import load
+from sluice.metrics import Metrics
+from sluice.usage import Ledger
+
+
+def ledger_of(stack: AsyncExitStack, settings: LedgerSettings, metrics: Metrics) -> Ledger | None:
+    if settings.folder is None:
+        return None
+    replica = settings.replica or re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname()) or "one"
+    try:
+        ledger = Ledger(settings.folder, replica, keep_months=settings.keep_months, wall_clock=time.time)
+    except (OSError, sqlite3.Error) as exc:
+        raise ConfigError(f"ledger.folder {settings.folder}: cannot be written: {exc}") from exc
+    metrics.watch_ledger(lambda: ledger.num_lost)
+    return stack.enter_context(ledger)
+
+
+def limiter_of(settings: LimitsSettings, metrics: Metrics, clock: Callable[[], float]) -> Limiter:
+    memory = MemoryStore(clock, time.time)
+    store = memory if settings.store == "memory" else _redis(settings)
+    limiter = Limiter(Rules(settings), store, memory)
+    metrics.watch_limits(lambda: _numbers(limiter))
+    return limiter
+
+
+def _redis(settings: LimitsSettings) -> LimitStore:
+    """The library is loaded only where it is asked for."""
+    password = os.environ.get(settings.store_password_env) if settings.store_password_env else None
+    store: LimitStore = load("sluice.limits.redis:RedisStore", setting="limits.store")(
+        settings.store,
+        username=settings.store_username,
+        password=password,
+        timeout_s=settings.store_timeout_s,
+        replica=secrets.token_hex(8),
+    )
+    return store
+
+
+def _numbers(limiter: Limiter) -> LimitNumbers:
+    store = limiter.store
+    refused = {str(kind): count for kind, count in limiter.num_refused.items()}
+    without_store = {str(fail): count for fail, count in limiter.num_without_store.items()}
+    return LimitNumbers(refused, without_store, store.num_lost, not store.is_away)
