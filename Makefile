@@ -20,7 +20,7 @@ E2E := $(BIN)/pytest tests/e2e -o faulthandler_timeout=900 -o faulthandler_exit_
 export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install engine model up lint type unit cover redis e2e test-deploy test bench study loadtest leak lock clean retrieval-quality retrieval-study leak limits-study
+.PHONY: help install engine model up lint type unit cover redis e2e test-deploy test bench study chaos loadtest leak lock clean retrieval-quality retrieval-study leak limits-study
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -77,6 +77,9 @@ bench: .venv/.dev ## what a request and an event cost, beside the reference
 
 study: .venv/.dev ## how well calls are routed, on the trace in SLUICE_TRACES; ARGS=--short: on made-up chats
 	@$(BIN)/python -m loadtest.study $(ARGS)
+
+chaos: .venv/.dev ## three minutes of killed, restarted, refusing and lying workers, and what clients notice of it
+	@$(BIN)/python -m loadtest.chaos $(ARGS)
 
 loadtest: .venv/.dev ## two minutes of locust against a simulated fleet: a table, a page with plots, SLOs
 	@$(BIN)/python -m loadtest $(ARGS)

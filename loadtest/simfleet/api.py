@@ -42,6 +42,7 @@ def _check_key(api_key: str, request: Request) -> None:
 
 def _is_stopped_by_fault(worker: Worker, reply: Reply) -> bool:
     """Faults that concern every request for work."""
+    worker.num_asked += 1
     suffering = worker.suffering
     slow_start = suffering.orders.get("slow_start")
     if slow_start is not None and slow_start.how == "unhealthy":

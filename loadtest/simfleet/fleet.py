@@ -187,5 +187,6 @@ def state_of(worker: Worker) -> dict[str, Any]:
         "generation_tokens": stats.generation_tokens,
         "preemptions": stats.num_preemptions,
         "num_starts": worker.num_starts,
+        "num_asked": worker.num_asked,
         "worst_lag_ms": round(worker.driver.worst_lag_s * 1e3, 1),
     }

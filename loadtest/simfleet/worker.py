@@ -76,6 +76,7 @@ class Worker:
         self.server = HttpServer(lambda request, reply: handle(self, request, reply), keep_alive_s=config.keep_alive_s)
         self.state = State.DOWN
         self.num_starts = 0
+        self.num_asked = 0  # requests for work, refused ones too, in all lives
         self.publisher: Publisher | None = None
         self._id_prefix = secrets.token_hex(5)
         self._num_requests = 0

@@ -79,6 +79,32 @@ async def test_sigterm_lets_a_stream_end_and_takes_no_new_one(tmp_path: Path):
     assert b"data: [DONE]\n\n" in rest and rest.endswith(b"0\r\n\r\n")
 
 
+async def test_in_its_grace_a_gateway_is_not_ready_but_serves(tmp_path: Path):
+    gate = asyncio.Event()
+    async with ScriptedWorker() as worker:
+        worker.on(CHAT, scripts.chat_stream(gates={2: gate}), scripts.chat_stream())
+        settings = settings_for(worker) | {"drain_grace_s": 2}
+        async with serving(tmp_path, settings) as gateway, RawClient(gateway.url) as client:
+            key = ("authorization", f"Bearer {gateway.key}")
+            await client.send(request_bytes("POST", CHAT, json=ASK | {"stream": True}, headers=[key]))
+            await client.read_until(b"Hello")
+            gateway.stop()
+            async with asyncio.timeout(10):
+                while await is_ready(gateway):
+                    pass
+            late = await gateway.request("POST", CHAT, json=ASK | {"stream": True})
+            assert (late.status, late.header("connection")) == (200, "close")
+            async with asyncio.timeout(10):
+                while True:  # until the grace is over
+                    try:
+                        await gateway.request("GET", "/healthz")
+                    except (ConnectionError, asyncio.IncompleteReadError):
+                        break
+            gate.set()
+            rest = await client.read_rest()
+    assert b"data: [DONE]\n\n" in rest
+
+
 async def is_ready(gateway: RunningGateway) -> bool:
     try:
         return (await gateway.request("GET", "/readyz")).status == 200
