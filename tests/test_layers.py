@@ -32,7 +32,7 @@ LAYERS = {
     "fleet": 6,
     **dict.fromkeys(["bulk", "directory", "http_json", "retry_budget", "worker"], 2),
     **dict.fromkeys(["engines", "exchange", "keys", "limits", "policies", "retrieval", "usage"], 3),
-    **dict.fromkeys(["admission"], 5),
+    **dict.fromkeys(["admission", "hedge"], 5),
     **dict.fromkeys(["attempt", "ingest", "pool", "probes", "replay", "resume"], 4),
     **dict.fromkeys(["gateway"], 6),
     **dict.fromkeys(["children", "middleware", "relay"], 7),

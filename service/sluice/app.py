@@ -31,6 +31,7 @@ from sluice.config import ConfigError, Route, Settings
 from sluice.directory import Directory
 from sluice.fleet import Fleet
 from sluice.gateway import Gateway, Served
+from sluice.hedge import Hedging
 from sluice.http_json import HttpJson
 from sluice.keys import Door, door
 from sluice.limiting import ledger_of, limiter_of
@@ -162,7 +163,7 @@ async def run_server(settings: Settings, *, on_ready: Callable[[], None] | None 
         await stack.enter_async_context(background(app, settings))
         _tame_collector()
         _allow_many_files()
-        stack.enter_context(stopping_on_signals(loop, lambda: _stop(app, servers[0][0])))
+        stack.enter_context(stopping_on_signals(loop, lambda: _stop(app, servers[0][0], settings.drain_grace_s)))
         await _serve(*servers)
 
 
@@ -191,7 +192,8 @@ async def _closing(fleet: Fleet) -> AsyncIterator[None]:
 
 
 def _served(route: Route, pool: Pool, clock: Callable[[], float], replicas: ReplicaCount) -> Served:
-    return Served(route, pool, Admission(pool, route.queue, clock, lambda: replicas.share))
+    admission = Admission(pool, route.queue, clock, lambda: replicas.share)
+    return Served(route, pool, admission, hedging=Hedging(route.hedge) if route.hedge.enabled else None)
 
 
 def _follow_adapters(directory: Directory, pool: Pool) -> None:
@@ -261,7 +263,7 @@ def _allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _stop(app: App, server: HttpServer) -> None:
+def _stop(app: App, server: HttpServer, grace_s: float) -> None:
     """First signal: drain. Second one: leave at once."""
     app.readiness.is_draining = True
-    server.stop()
+    server.stop(grace_s)

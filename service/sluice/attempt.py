@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 
 from sluice import orca
 from sluice.config import Route
 from sluice.exchange import Exchange
 from sluice.types import Call
+from sluice.upstream.connections import Sending
 from sluice.wire.events import EventStream
 from sluice.wire.splice import Splice
 from sluice.worker import Lease, Worker
 
 
 class Attempt:
-    """What one try holds. `take` and `open` come once each, in this order; `close` lets everything go, at any time."""
+    """What one try holds. `take` and `open` come once each, in this order; `close` lets everything go, at any time.
 
-    __slots__ = ("_clock", "_held", "_lease", "_settings", "exchange", "queued_s", "sent_at", "worker")
+    It is an `AsyncExitStack` of two, written out: a stack costs a whole call 1.5 us more.
+    """
+
+    __slots__ = ("_clock", "_lease", "_sending", "_settings", "_slot", "exchange", "queued_s", "sent_at", "worker")
 
     def __init__(self, settings: Route, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
-        self._held = AsyncExitStack()
+        self._slot: AbstractAsyncContextManager[Lease] | None = None
         self._lease: Lease | None = None
+        self._sending: Sending | None = None
         self.worker: Worker | None = None
         self.exchange: Exchange | None = None
         self.queued_s = 0.0
@@ -31,7 +36,8 @@ class Attempt:
 
     async def take(self, slot: AbstractAsyncContextManager[Lease]) -> Worker:
         """Occupy the slot, when its turn has come. Raises where there is none to be had."""
-        lease = self._lease = await self._held.enter_async_context(slot)
+        lease = self._lease = await slot.__aenter__()
+        self._slot = slot
         self.worker, self.queued_s = lease.worker, lease.queued_s
         return lease.worker
 
@@ -56,7 +62,8 @@ class Attempt:
             request_id=request_id,
             headers=(*call.headers, orca.ASKING) if asks_orca else call.headers,
         )
-        sending = await self._held.enter_async_context(worker.connections.send(head, body))
+        sending = await worker.connections.send(head, body).__aenter__()
+        self._sending = sending
         self.sent_at = self._clock()
         exchange = self.exchange = lease.meter = Exchange(call, self._settings, sending, events, splice)
         await exchange.open()
@@ -68,4 +75,11 @@ class Attempt:
     async def close(self) -> None:
         if self.exchange is not None:
             self.exchange.close()
-        await self._held.aclose()
+        sending, self._sending = self._sending, None
+        slot, self._slot = self._slot, None
+        try:
+            if sending is not None:
+                await sending.__aexit__(None, None, None)
+        finally:
+            if slot is not None:
+                await slot.__aexit__(None, None, None)

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from sluice.config import Route
-from sluice.errors import UpstreamError, WorkerTimeout
+from sluice.errors import UpstreamError, WorkerRefused, WorkerTimeout
 from sluice.types import Call, Endpoint, Usage
 from sluice.upstream.connection import Answer
 from sluice.upstream.connections import Sending
@@ -156,6 +156,9 @@ class Exchange:
             self.first = self._feed(data)
         if events.broken and not self.first:
             raise events.broken
+        if events.done and events.num_events == 1:
+            # Nothing but `[DONE]`, without the usage that was asked for: vLLM says so when it is shutting down.
+            raise WorkerRefused("The worker is shutting down and did not start this answer.")
 
     def _new_events(self) -> EventStream:
         call, resume = self.call, self._settings.resume

@@ -6,6 +6,7 @@ error and a client that leaves go out by the same way.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -15,16 +16,18 @@ from sluice.admission.route import Admission
 from sluice.asgi import Headers
 from sluice.attempt import Attempt
 from sluice.config import Route
-from sluice.errors import GatewayError, UpstreamError, WorkerRefused, WorkerRejected
+from sluice.errors import GatewayError, Overloaded, UpstreamError, WorkerRefused, WorkerRejected, WorkerUnavailable
 from sluice.exchange import RESUMED, Exchange, OwnAnswer
+from sluice.hedge import Hedging, end, first_good
 from sluice.limits.estimate import RouteEstimate
 from sluice.limits.limiter import Reservation, Unlimited
 from sluice.pool import Pool
 from sluice.resume import Rest
 from sluice.retry_budget import RetryBudget
-from sluice.types import Call, Ground, Grounding, Usage
+from sluice.types import Call, Endpoint, Ground, Grounding, Usage
 from sluice.wire.emitted import CannotResume
 from sluice.wire.events import EventStream
+from sluice.wire.requests import with_model
 from sluice.wire.splice import SeamMismatch, Splice
 from sluice.worker import Worker
 
@@ -38,6 +41,11 @@ class Served:
     admission: Admission
     estimate: RouteEstimate = field(default_factory=RouteEstimate)
     retries: RetryBudget = field(default_factory=RetryBudget)
+    hedging: Hedging | None = None
+
+    @property
+    def served_model(self) -> str:
+        return self.settings.served_model or self.pool.route
 
 
 class Gateway:
@@ -56,7 +64,9 @@ class Gateway:
 
     def exchange(self, call: Call) -> Exchanging:
         """Take a worker and its answer, by `async with`; see `Exchanging`."""
-        return Exchanging(self._routes[call.route], call, self._clock, self._reservation(call))
+        served = self._routes[call.route]
+        fallback = self._routes[served.settings.fallback] if served.settings.fallback is not None else None
+        return Exchanging(served, call, self._clock, self._reservation(call), fallback)
 
 
 class Exchanging:
@@ -66,13 +76,21 @@ class Exchanging:
     """
 
     __slots__ = (
-        "_attempt", "_batch", "_call", "_clock", "_held", "_lost", "_place", "_served", "_splices", "_wasted",
-        "attempts", "exchange", "gpu_ms", "grounding", "num_resumes", "opened_at", "queued_s", "reason", "reservation",
-        "sent_at", "usage", "worker",
+        "_attempt", "_batch", "_call", "_clock", "_fallback", "_held", "_lost", "_place", "_served", "_splices", "_wasted",
+        "attempts", "exchange", "fell_back", "gpu_ms", "grounding", "hedge", "num_resumes", "opened_at", "queued_s",
+        "reason", "reservation", "sent_at", "usage", "worker",
     )  # fmt: skip
 
-    def __init__(self, served: Served, call: Call, clock: Callable[[], float], reservation: Reservation) -> None:
+    def __init__(
+        self,
+        served: Served,
+        call: Call,
+        clock: Callable[[], float],
+        reservation: Reservation,
+        fallback: Served | None = None,
+    ) -> None:
         self._served = served
+        self._fallback = fallback
         self._call = call
         self._clock = clock
         self._held = AsyncExitStack()  # what is taken for the call as a whole; each attempt holds its own
@@ -88,6 +106,8 @@ class Exchanging:
         self.sent_at: float | None = None
         self.opened_at: float | None = None
         self.grounding: Grounding | None = None  # where sources were asked for
+        self.fell_back = False
+        self.hedge: str | None = None  # where two were asked for the first event: which of them was taken
         # What it is charged; known when it has been left.
         self.usage = Usage()
         self.gpu_ms = 0.0
@@ -125,6 +145,11 @@ class Exchanging:
                 if self.grounding.reply is not None:
                     self.exchange = OwnAnswer(self._call, *self.grounding.reply)
                     return self.exchange
+            try:
+                return await self._first_answer(self._served, self._call)
+            except (WorkerUnavailable, WorkerRefused, Overloaded):
+                if self._fallback is None or not self._fall_back(self._fallback):
+                    raise
             return await self._first_answer(self._served, self._call)
         except BaseException as exc:
             await self._leave(exc)
@@ -136,7 +161,8 @@ class Exchanging:
             events = attempt.exchange.events
             if events is not None and events.done:
                 attempt.worker.succeeded(self._clock())
-                self._served.pool.observe(self._call, attempt.worker, events.usage)
+                if not self.num_resumes:  # usage is of the call, and no worker's own any more
+                    self._served.pool.observe(self._call, attempt.worker, events.usage)
             elif events is not None and events.broken:
                 attempt.worker.failed(self._clock())
         await self._leave()
@@ -144,9 +170,20 @@ class Exchanging:
     async def _grounded(self, call: Call, ground: Ground) -> tuple[Call, Grounding]:
         """The call with its sources. One that would be shed is refused before anything is searched for it."""
         refusal = self._served.admission.would_shed(call)
-        if refusal is not None:
+        if refusal is not None and self._fallback is None:
             raise refusal
         return await ground(call)
+
+    def _fall_back(self, other: Served) -> bool:
+        """No worker of the route can take the call: whether it can go to another route's, where it has another model's name."""
+        call = self._call
+        if call.pinned_worker is not None or call.stamp is not None or call.endpoint is Endpoint.TRANSCRIPTIONS:
+            return False
+        body = with_model(call.body, other.served_model)
+        if body is None:
+            return False
+        self._served, self._call, self.fell_back = other, call._replace(body=body, adapter=None), True
+        return True
 
     async def _leave(self, error: BaseException | None = None) -> None:
         if self.sent_at is not None and not isinstance(error, WorkerRefused | WorkerRejected):
@@ -185,18 +222,24 @@ class Exchanging:
         Where nothing was computed the next one is asked at once; where something may have been, within the retry budget.
         """
         served.retries.count_call(self._clock())
+        hedging = served.hedging if call.stream else None
+        num_before = self.attempts
         tried: list[Worker] = []
         while True:
             attempt = self._attempt = Attempt(served.settings, self._clock)
             try:
                 worker = await self._take(attempt, tried)
+                tried.append(worker)
                 self.exchange = None
-                exchange = await self._send(attempt, worker, call)
+                if hedging is None:
+                    exchange = await self._send(attempt, worker, call)
+                else:
+                    exchange, worker = await self._send_hedged(hedging, attempt, worker, call, tried)
             except GatewayError as exc:
                 if attempt.worker is None or not is_workers_fault(exc):
                     raise
                 await self._lose(attempt.worker, exc)
-                if self.attempts > served.settings.max_retries or self._clock() >= call.deadline:
+                if self.attempts - num_before > served.settings.max_retries or self._clock() >= call.deadline:
                     raise
                 if not served.pool.candidates(call, tried):
                     raise
@@ -216,7 +259,6 @@ class Exchanging:
         self._place = self._served.admission.enter(self._call, tried, ahead=ahead)
         worker = await attempt.take(self._place)
         self.queued_s += attempt.queued_s
-        tried.append(worker)
         self.reason = attempt.reason
         return worker
 
@@ -240,6 +282,51 @@ class Exchanging:
         if call.stream:
             worker.answered(self._clock())
         return self.exchange
+
+    async def _send_hedged(
+        self, hedging: Hedging, attempt: Attempt, worker: Worker, call: Call, tried: list[Worker]
+    ) -> tuple[Exchange, Worker]:
+        """The same, and where the first event is late a second copy to another worker: which of them was first."""
+        hedging.count_call(self._clock())
+        sent_at = self._clock()
+        copy = Attempt(self._served.settings, self._clock)
+        tasks = [asyncio.ensure_future(self._send(attempt, worker, call))]
+        loser = copy
+        try:
+            await asyncio.wait(tasks, timeout=hedging.first_events.late_s(call.prompt_tokens))
+            idle = [] if tasks[0].done() else hedging.idle_workers(self._served.pool, call, tried, self._clock())
+            if idle:
+                self.hedge = "first"
+                tasks.append(asyncio.ensure_future(self._send_copy(copy, idle, call)))
+            winner = await first_good(tasks)
+            if len(tasks) > 1:
+                self._wasted += call.prompt_tokens
+                if winner is tasks[1] and winner.exception() is None:
+                    self.hedge = "copy"
+                    self._attempt, loser = copy, attempt
+                self._judge(loser, tasks[0] if loser is attempt else tasks[1])
+            self.exchange = winner.result()
+        finally:
+            try:
+                await end(tasks)
+            finally:
+                await loser.close()
+        taken = self._attempt
+        assert taken is not None and taken.worker is not None
+        self.worker = taken.worker
+        hedging.first_events.learn(call.prompt_tokens, self._clock() - sent_at)
+        return self.exchange, taken.worker
+
+    def _judge(self, loser: Attempt, task: asyncio.Task[Exchange]) -> None:
+        """The copy that was not taken may have failed by its worker's fault."""
+        error = task.exception() if task.done() and not task.cancelled() else None
+        if loser.worker is not None and isinstance(error, GatewayError) and is_workers_fault(error):
+            loser.worker.failed(self._clock())
+
+    async def _send_copy(self, copy: Attempt, idle: list[Worker], call: Call) -> Exchange:
+        others = [worker for worker in self._served.pool.workers if worker not in idle]
+        worker = await self._take(copy, others, ahead=True)
+        return await self._send(copy, worker, call)
 
     async def _lose(self, worker: Worker, error: GatewayError) -> None:
         """The attempt at this worker has failed by its fault."""
@@ -284,6 +371,7 @@ class Exchanging:
             attempt = self._attempt = Attempt(self._served.settings, self._clock)
             try:
                 worker = await self._take(attempt, tried, ahead=True)
+                tried.append(worker)
                 request = await rest.request(worker)
                 events.revive()
                 if isinstance(request, bytes):

@@ -52,7 +52,18 @@ class Histogram:
 class RouteMetrics:
     """The numbers of one route."""
 
-    __slots__ = ("duration", "first_event", "overhead", "per_token", "resumes", "retries", "tokens", "tokens_wasted")
+    __slots__ = (
+        "duration",
+        "fallbacks",
+        "first_event",
+        "hedges",
+        "overhead",
+        "per_token",
+        "resumes",
+        "retries",
+        "tokens",
+        "tokens_wasted",
+    )
 
     def __init__(self) -> None:
         self.duration = Histogram(DURATION_S)
@@ -61,6 +72,8 @@ class RouteMetrics:
         self.per_token = Histogram(PER_TOKEN_S)
         self.retries = 0
         self.resumes = 0
+        self.fallbacks = 0
+        self.hedges = {"first": 0, "copy": 0}
         self.tokens_wasted = 0
         self.tokens = {True: [0, 0, 0], False: [0, 0, 0]}  # by whether they are exact, as in KINDS
 
@@ -242,7 +255,11 @@ class Metrics(Collector):
         if outcome.attempts > 1:
             numbers.retries += outcome.attempts - 1 - outcome.num_resumes
             numbers.resumes += outcome.num_resumes
+            if outcome.hedge is not None:
+                numbers.hedges[outcome.hedge] += 1
+                numbers.retries -= 1
             numbers.tokens_wasted += outcome.tokens_wasted
+        numbers.fallbacks += outcome.fell_back
         usage = outcome.usage
         tokens = numbers.tokens[usage.exact]
         tokens[0] += usage.prompt_tokens
@@ -322,6 +339,16 @@ class Metrics(Collector):
         resumes = CounterMetricFamily(
             "sluice_resumes", "How often a stream whose worker was lost went on at another one.", labels=["route"]
         )
+        hedges = CounterMetricFamily(
+            "sluice_hedges",
+            "Second copies of calls with a late first event, by which was taken (first, copy).",
+            labels=["route", "taken"],
+        )
+        fallbacks = CounterMetricFamily(
+            "sluice_fallbacks",
+            "Calls that no worker of the route could take and that went to its fallback.",
+            labels=["route"],
+        )
         wasted = CounterMetricFamily(
             "sluice_tokens_wasted",
             "Tokens that workers computed and nobody is billed for, as far as is known.",
@@ -339,11 +366,14 @@ class Metrics(Collector):
             numbers.overhead.show(overhead, [route])
             retries.add_metric([route], numbers.retries)
             resumes.add_metric([route], numbers.resumes)
+            for taken, count in numbers.hedges.items():
+                hedges.add_metric([route, taken], count)
+            fallbacks.add_metric([route], numbers.fallbacks)
             wasted.add_metric([route], numbers.tokens_wasted)
             for exact, counts in numbers.tokens.items():
                 for kind, count in zip(KINDS, counts, strict=True):
                     tokens.add_metric([route, kind, str(exact).lower()], count)
-        yield from (duration, first_event, per_token, overhead, retries, resumes, wasted, tokens)
+        yield from (duration, first_event, per_token, overhead, retries, resumes, hedges, fallbacks, wasted, tokens)
 
     def _shown_tenants(self) -> Iterator[Metric]:
         calls = CounterMetricFamily("sluice_tenant_calls", "Calls of a tenant, by HTTP status.", labels=["tenant", "status"])

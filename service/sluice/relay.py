@@ -226,6 +226,8 @@ class Relay:
             attempts=exchanging.attempts,
             reason=exchanging.reason,
             num_resumes=exchanging.num_resumes,
+            fell_back=exchanging.fell_back,
+            hedge=exchanging.hedge,
             first_event_s=opened_at - call.started_at if opened_at is not None and events is not None else None,
             overhead_s=sent_at - call.started_at if sent_at is not None else None,
             queued_s=exchanging.queued_s,

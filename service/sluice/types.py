@@ -171,6 +171,8 @@ class Outcome(NamedTuple):
     attempts: int = 0
     reason: str = ""  # why that worker, where the call wanted to know
     num_resumes: int = 0  # how often its stream was continued on another worker
+    fell_back: bool = False  # to the route's `fallback`
+    hedge: str | None = None  # where a second copy was sent: which of the two was taken, first or copy
     first_event_s: float | None = None  # from the start of the call
     overhead_s: float | None = None  # from the start of the call to the request that went up
     queued_s: float = 0.0  # waited for slots on workers

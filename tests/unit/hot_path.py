@@ -16,6 +16,7 @@ from sluice.admission.route import Admission
 from sluice.asgi import Headers
 from sluice.config import Route
 from sluice.gateway import Gateway, Served
+from sluice.hedge import Hedging
 from sluice.policies.base import RoutingPolicy
 from sluice.pool import Pool
 from sluice.retry_budget import RetryBudget
@@ -54,8 +55,9 @@ class Line:
         self.workers = [Worker(url, Connections(url, connect_s=connect_s)) for url in urls]
         self.pool = Pool(MODEL, self.workers, policy or InOrder())
         self.admission = Admission(self.pool, self.settings.queue)
-        served = Served(self.settings, self.pool, self.admission, retries=retries or RetryBudget())
-        self.routes = {MODEL: served}
+        self.hedging = Hedging(self.settings.hedge) if self.settings.hedge.enabled else None
+        self.served = Served(self.settings, self.pool, self.admission, retries=retries or RetryBudget(), hedging=self.hedging)
+        self.routes = {MODEL: self.served}
         self.gateway = Gateway(self.routes, now)
 
     async def __aenter__(self) -> Self:

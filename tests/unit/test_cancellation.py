@@ -19,7 +19,9 @@ from prometheus_client import CollectorRegistry
 from sluice.app import App, build
 from sluice.config import Settings
 from sluice.metrics import Metrics
+from sluice.types import Endpoint
 from sluice.upstream.connections import Connections
+from sluice.worker import EngineLoad
 from tests.support import scripts
 from tests.support import vllm_shapes as vllm
 from tests.support.raw_server import Connection, Request
@@ -95,10 +97,10 @@ class Visitor:
 
 
 @asynccontextmanager
-async def gateway(*workers: ScriptedWorker, **workers_need: Any) -> AsyncIterator[App]:
+async def gateway(*workers: ScriptedWorker, hedge: dict[str, Any] | None = None, **workers_need: Any) -> AsyncIterator[App]:
     """A whole gateway without background loops, which asks its workers in their order."""
     urls = [worker.url for worker in workers]
-    route = {"workers": {"static": urls} | workers_need, "policy": "tests.unit.hot_path:InOrder"}
+    route = {"workers": {"static": urls} | workers_need, "policy": "tests.unit.hot_path:InOrder", "hedge": hedge or {}}
     settings = Settings.model_validate({"auth": {"mode": "open"}, "routes": {"smollm2": route}})
     app = build(settings, clock=time.monotonic, log=None, metrics=Metrics(CollectorRegistry()))
     try:
@@ -154,8 +156,32 @@ async def refused(app: App, workers: list[ScriptedWorker]) -> None:
 
 
 async def broken(app: App, workers: list[ScriptedWorker]) -> None:
-    """The stream breaks after two events."""
+    """The stream breaks after two events, and goes on at the second worker."""
     workers[0].on(CHAT, scripts.chat_stream(after=2, ending="reset"))
+
+
+async def broken_early(app: App, workers: list[ScriptedWorker]) -> None:
+    """The stream breaks after its first event, which has no text, and begins anew at the second worker."""
+    workers[0].on(CHAT, scripts.chat_stream(after=1, ending="reset"))
+
+
+async def broken_twice(app: App, workers: list[ScriptedWorker]) -> None:
+    """Nobody is left to continue it."""
+    await broken(app, workers)
+    workers[1].on(Endpoint.COMPLETIONS.value, scripts.reset_before_any_byte())
+
+
+async def late(app: App, workers: list[ScriptedWorker]) -> None:
+    """The first event is late at once, and the second copy the first to answer."""
+    served = app.routes["smollm2"]
+    assert served.hedging is not None
+    workers[0].on(CHAT, scripts.never_answers())
+    for _ in range(50):
+        for bits in range(8):  # whatever the prompt is estimated at
+            served.hedging.first_events.learn(2**bits, 0.0)
+        served.hedging.count_call(time.monotonic())
+    for worker in served.pool.workers:
+        worker.load = EngineLoad()
 
 
 async def failing(app: App, workers: list[ScriptedWorker]) -> None:
@@ -186,7 +212,9 @@ CASES: list[tuple[Prepare, dict[str, Any], int, int]] = [
     (replaced, STREAM, 200, 6),
     (refused, ASK, 200, 7),
     (refused, STREAM, 200, 7),
-    (broken, STREAM, 200, 5),
+    (broken, STREAM, 200, 10),
+    (broken_early, STREAM, 200, 7),
+    (broken_twice, STREAM, 200, 10),
     (failing, ASK, 400, 5),
     (fresh, ASK | {"model": "nope"}, 404, 3),
 ]
@@ -198,6 +226,15 @@ async def test_a_call_that_ends_at_any_wait_leaves_nothing_behind(prepare, body,
     async with ScriptedWorker() as one, ScriptedWorker() as two, gateway(one, two) as app:
         num_waits = await stopped_everywhere(app, [one, two], prepare, body, status, how)
     assert num_waits >= min_waits
+
+
+@pytest.mark.parametrize("how", ["cancelled", "left"])
+async def test_nor_does_one_of_which_two_copies_are_on_their_way(how):
+    async with ScriptedWorker() as one, ScriptedWorker() as two, gateway(one, two, hedge={"enabled": True}) as app:
+        served = app.routes["smollm2"]
+        assert served.hedging is not None
+        assert await stopped_everywhere(app, [one, two], late, STREAM, 200, how) >= 6
+        assert two.calls(CHAT)
 
 
 async def test_nor_does_one_whose_worker_is_asked_over_tls(tmp_path):
@@ -222,6 +259,9 @@ async def stopped_everywhere(
         for worker in workers:
             await worker.until(lambda worker=worker: not worker.connections)
             worker.forget_scripts()
+        for known in app.routes["smollm2"].pool.workers:
+            known.ejection.reset()
+            known.on_change()
         await prepare(app, workers)
         visitor = Visitor(app, body)
         is_stopped = await visitor(k, how)

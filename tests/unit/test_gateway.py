@@ -137,6 +137,7 @@ REFUSALS = {
     "reset": scripts.reset_before_any_byte(),
     "closed": scripts.close_before_any_byte(),
     "aborted before it began": scripts.reply(200, ABORTED),
+    "nothing but the end": scripts.stream([vllm.DONE]),
 }
 
 
@@ -592,3 +593,20 @@ async def test_a_prompt_weighs_on_a_worker_until_its_first_event():
         gate.set()
         await opening
         assert here.workers[0].prefill_tokens == 0
+
+
+async def test_a_second_try_passes_by_workers_that_have_just_failed_others():
+    async with line(4) as (here, *workers):
+        workers[0].on(CHAT, scripts.queue_full())
+        for worker in here.workers[1:3]:
+            worker.failed(now())
+        await whole(here)
+        assert numbers(*workers) == [1, 0, 0, 1]
+
+
+async def test_but_not_where_there_are_no_others():
+    async with line(2) as (here, one, two):
+        one.on(CHAT, scripts.queue_full())
+        here.workers[1].failed(now())
+        await whole(here)
+        assert numbers(one, two) == [1, 1]

@@ -9,7 +9,7 @@ from sluice.config.ledger import LedgerSettings
 from sluice.config.limits import Fail, Limits, LimitsSettings, TenantLimits
 from sluice.config.queue import Queue, Replicas
 from sluice.config.retrieval import OnCall, Retrieval, RetrieverSettings
-from sluice.config.routes import Bounds, DefaultRetrieval, Route, Timeouts
+from sluice.config.routes import Bounds, DefaultRetrieval, Hedge, Route, Timeouts
 from sluice.config.server import Auth, ClientTimeouts, Server
 from sluice.config.settings import Settings, load
 from sluice.config.stores import Embedding, Stores
@@ -25,6 +25,7 @@ __all__ = [
     "Embedding",
     "DefaultRetrieval",
     "Dns",
+    "Hedge",
     "Kubernetes",
     "OnCall",
     "Fail",

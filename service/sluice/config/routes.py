@@ -37,6 +37,13 @@ class Resume(Section):
     max_bytes: Annotated[int, Field(ge=1024)] = 262_144  # kept of a stream, text without its framing; a longer one ends broken
 
 
+class Hedge(Section):
+    """A second copy of a stream's call where its first event is late."""
+
+    enabled: bool = False
+    max_percent: Annotated[int, Field(ge=1, le=10)] = 2  # of the streams of the route
+
+
 class Bounds(Section):
     """What one request may ask of the shared engine; beyond it the request is refused with a 400."""
 
@@ -81,6 +88,8 @@ class Route(Section):
     max_retries: Annotated[int, Field(ge=0, le=10)] = 2
     timeouts: Timeouts = Timeouts()
     resume: Resume = Resume()
+    hedge: Hedge = Hedge()
+    fallback: str | None = None  # the route whose workers take a call that no worker of this one can take
     bounds: Bounds = Bounds()
     queue: Queue = Queue()
     cache_salt: Literal["none", "tenant", "route"] = "none"  # who shares the workers' prefix caches

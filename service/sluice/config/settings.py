@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -34,6 +34,7 @@ class Settings(Section):
     ledger: LedgerSettings = LedgerSettings()
     replicas: Replicas = Replicas()
     retrieval: Retrieval = Retrieval()
+    drain_grace_s: Annotated[float, Field(ge=0, le=600)] = 0
     drain_timeout_s: Seconds = 120
 
     @model_validator(mode="after")
@@ -66,6 +67,13 @@ class Settings(Section):
                 "memory counts for one gateway alone, and `replicas` says that there are more: use redis://HOST:PORT/0",
                 *("limits", "store"),
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fallbacks_are_other_routes(self) -> Self:
+        for name, route in self.routes.items():
+            if route.fallback is not None and (route.fallback not in self.routes or route.fallback == name):
+                raise Mistake(f"there is no other route {route.fallback!r}", "routes", name, "fallback")
         return self
 
     @model_validator(mode="after")

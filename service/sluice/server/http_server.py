@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 
 from sluice.config import ClientTimeouts, Server
-from sluice.server.protocol import Protocol
+from sluice.server.protocol import Leaving, Protocol
 
 
 class HttpServer(uvicorn.Server):
@@ -22,21 +22,41 @@ class HttpServer(uvicorn.Server):
     if their clients had left: they let go of what they hold, and have their lines in the access log.
     """
 
-    def __init__(self, config: uvicorn.Config, drain_timeout_s: float, on_started: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain_timeout_s: float, on_started: Callable[[], None], leaving: Leaving
+    ) -> None:
         super().__init__(config)
+        self._leaving = leaving
+        self._grace: asyncio.TimerHandle | None = None
         self.servers: list[asyncio.Server] = []
         self._drain_timeout_s = drain_timeout_s
         self._on_started = on_started
 
-    def stop(self) -> None:
-        if self.should_exit:
+    def stop(self, grace_s: float = 0.0) -> None:
+        """Drain. For `grace_s` calls are still taken, and each connection is closed behind its answer: a client that keeps
+        connections asks elsewhere next. A second `stop` cuts everything off."""
+        if self._leaving.is_so:
             self._cut()
+        self._end_grace()
+        if grace_s and not self._leaving.is_so:
+            self._grace = asyncio.get_running_loop().call_later(grace_s, self._exit)
+        else:
+            self._exit()
+        self._leaving.is_so = True
+
+    def _exit(self) -> None:
         self.should_exit = True
+
+    def _end_grace(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             await super().serve(sockets)
         finally:
+            self._end_grace()
             for server in self.servers:
                 server.close()
             self._cut()
@@ -88,8 +108,10 @@ def make_server(
 ) -> HttpServer:
     """A server on `port` that is not running yet."""
 
+    leaving = Leaving()
+
     def protocol(*args: Any, **kwargs: Any) -> Protocol:
-        return Protocol(*args, timeouts=timeouts, max_connections=settings.max_connections, **kwargs)
+        return Protocol(*args, timeouts=timeouts, max_connections=settings.max_connections, leaving=leaving, **kwargs)
 
     config = uvicorn.Config(
         app,
@@ -108,7 +130,7 @@ def make_server(
         timeout_graceful_shutdown=None,  # `HttpServer` ends the drain: uvicorn would print a traceback for every call
         backlog=4096,
     )
-    return HttpServer(config, drain_timeout_s, on_started or _nothing)
+    return HttpServer(config, drain_timeout_s, on_started or _nothing, leaving)
 
 
 def bind(host: str, port: int) -> socket.socket:

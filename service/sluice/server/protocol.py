@@ -14,6 +14,7 @@ import logging
 import os
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 import httptools
@@ -34,11 +35,21 @@ NOWHERE: Final[Any] = deque(maxlen=0)  # forgets what is appended to it
 logger = logging.getLogger("sluice.server")
 
 
+@dataclass(slots=True)
+class Leaving:
+    """What a server tells its connections: whether each is to be closed behind its next answer."""
+
+    is_so: bool = False
+
+
 class Protocol(HttpToolsProtocol):
     """One client's connection, with at most one pump open on it."""
 
-    def __init__(self, *args: Any, timeouts: ClientTimeouts, max_connections: int, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, timeouts: ClientTimeouts, max_connections: int, leaving: Leaving | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._leaving = leaving or Leaving()
         self.pump: Pump | None = None
         self._timeouts = timeouts
         self._max_connections = max_connections
@@ -123,7 +134,7 @@ class Protocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise httptools.HttpParserError
         super().on_headers_complete()
-        if self._is_draining:
+        if self._leaving.is_so or self._is_draining:
             self.cycle.keep_alive = False
         self.scope["extensions"] = {PUMP: Pump(self, self.cycle)}  # type: ignore[dict-item]
         self.headers = NOWHERE  # trailers are no headers

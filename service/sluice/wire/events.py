@@ -213,7 +213,7 @@ class EventStream:
             return
         if data.startswith(self._before) and data.endswith(self._after):
             text = data.replace(self._after + self._before, b"")[self._text_from : self._text_to]
-            kept += text if WRITTEN.fullmatch(text) else b"\0%b\0" % passed
+            kept += text if text.find(b'"') < 0 or WRITTEN.fullmatch(text) else b"\0%b\0" % passed
         else:
             kept += b"\0%b\0" % passed
         if len(kept) > self._max_kept_bytes:

@@ -14,7 +14,7 @@ import orjson
 
 from sluice.errors import BadRequest
 from sluice.prefix import prefix_of
-from sluice.types import Endpoint, Prefix
+from sluice.types import Body, Endpoint, Prefix
 from sluice.wire.cuts import Cut
 from sluice.wire.json_body import JsonBody
 from sluice.wire.members import (
@@ -42,6 +42,7 @@ STREAMING = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, 
 USAGE_ON_REQUEST = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})  # the others always end with their usage
 WITH_USAGE = b'{"include_usage":true}'
 MAX_TIMEOUT_MS = 86_400_000
+MAX_REREAD_BYTES = 1_048_576
 STORING = ("store", "background", "previous_response_id")
 
 # A member that we read, drop, refuse or bound may occur once: what we saw must be what the worker takes.
@@ -229,6 +230,14 @@ class JsonRequest:
             kept = {name: value for name, value in options.items() if name != "continuous_usage_stats"}
             changes["stream_options"] = orjson.dumps(kept | {"include_usage": True})
         return wants_usage
+
+
+def with_model(body: Body, model: str) -> bytes | None:
+    """A request's JSON for another model; None for what is too large to be read again here."""
+    data = body if isinstance(body, bytes) else b"".join(body)
+    if len(data) > MAX_REREAD_BYTES:
+        return None
+    return JsonBody.parse(data, GUARDED).edited({"model": orjson.dumps(model)})
 
 
 def _option(options: dict[str, Any], name: str) -> bool:

@@ -121,6 +121,38 @@ async def test_who_waits_to_be_accepted_when_the_listener_closes_is_served():
         await asyncio.wait({serving})
 
 
+async def test_in_the_grace_before_a_drain_calls_are_taken_and_their_connections_closed_behind_them():
+    app = Held()
+    app.gate.set()
+    async with running(app) as (server, url, task):
+        async with RawClient(url) as kept, RawClient(url) as idle:
+            await kept.send(HELLO)
+            assert (await kept.read_response()).header("connection") is None
+            server.stop(grace_s=0.2)
+            async with RawClient(url) as new:
+                for client in (kept, new):
+                    await client.send(HELLO)
+                    response = await client.read_response()
+                    assert (response.status, response.header("connection")) == (200, "close")
+                    assert await client.read_rest(within_s=2) == b""
+            assert await idle.read_rest(within_s=2) == b""  # when the grace is over
+        await asyncio.wait_for(task, 2)
+        with pytest.raises(OSError):
+            await RawClient(url).__aenter__()
+
+
+async def test_a_second_stop_ends_the_grace_and_cuts():
+    app = Held()
+    async with running(app) as (server, url, task), RawClient(url) as client:
+        await client.send(HELLO)
+        await app.arrived.wait()
+        server.stop(grace_s=60)
+        server.stop(grace_s=60)
+        assert await client.read_rest(within_s=2) == b""
+        await asyncio.wait_for(task, 2)
+    assert app.left == ["gone"]
+
+
 async def test_a_second_stop_cuts_what_still_runs():
     app = Held()
     async with running(app) as (server, url, task), RawClient(url) as client:
