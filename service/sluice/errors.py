@@ -315,6 +315,13 @@ class WorkerRejected(GatewayError):
         self.retryable = status in (429, 503)
 
 
+def is_workers_fault(error: GatewayError) -> bool:
+    """Whether another worker may do better: not where the request was judged, nor for what none of them can do."""
+    if isinstance(error, WorkerRejected):
+        return error.status >= 500 and error.status != 501
+    return isinstance(error, UpstreamError)
+
+
 def _shown(text: str, limit: int = 80) -> str:
     """A client's text as it may stand in a message: bounded and quoted."""
     return f"`{text}`" if len(text) <= limit else f"`{text[:limit]}...`"

@@ -6,8 +6,7 @@ error and a client that leaves go out by the same way.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -16,9 +15,9 @@ from sluice.admission.route import Admission
 from sluice.asgi import Headers
 from sluice.attempt import Attempt
 from sluice.config import Route
-from sluice.errors import GatewayError, Overloaded, UpstreamError, WorkerRefused, WorkerRejected, WorkerUnavailable
+from sluice.errors import GatewayError, Overloaded, WorkerRefused, WorkerUnavailable, is_workers_fault
 from sluice.exchange import RESUMED, Exchange, OwnAnswer
-from sluice.hedge import Hedging, end, first_good
+from sluice.hedge import Hedging, Race
 from sluice.limits.estimate import RouteEstimate
 from sluice.limits.limiter import Reservation, Unlimited
 from sluice.pool import Pool
@@ -287,41 +286,27 @@ class Exchanging:
         self, hedging: Hedging, attempt: Attempt, worker: Worker, call: Call, tried: list[Worker]
     ) -> tuple[Exchange, Worker]:
         """The same, and where the first event is late a second copy to another worker: which of them was first."""
-        hedging.count_call(self._clock())
-        sent_at = self._clock()
+        now = self._clock()
+        hedging.count_call(now)
         copy = Attempt(self._served.settings, self._clock)
-        tasks = [asyncio.ensure_future(self._send(attempt, worker, call))]
-        loser = copy
-        try:
-            await asyncio.wait(tasks, timeout=hedging.first_events.late_s(call.prompt_tokens))
-            idle = [] if tasks[0].done() else hedging.idle_workers(self._served.pool, call, tried, self._clock())
-            if idle:
-                self.hedge = "first"
-                tasks.append(asyncio.ensure_future(self._send_copy(copy, idle, call)))
-            winner = await first_good(tasks)
-            if len(tasks) > 1:
-                self._wasted += call.prompt_tokens
-                if winner is tasks[1] and winner.exception() is None:
-                    self.hedge = "copy"
-                    self._attempt, loser = copy, attempt
-                self._judge(loser, tasks[0] if loser is attempt else tasks[1])
-            self.exchange = winner.result()
-        finally:
-            try:
-                await end(tasks)
-            finally:
-                await loser.close()
-        taken = self._attempt
-        assert taken is not None and taken.worker is not None
-        self.worker = taken.worker
-        hedging.first_events.learn(call.prompt_tokens, self._clock() - sent_at)
-        return self.exchange, taken.worker
 
-    def _judge(self, loser: Attempt, task: asyncio.Task[Exchange]) -> None:
-        """The copy that was not taken may have failed by its worker's fault."""
-        error = task.exception() if task.done() and not task.cancelled() else None
-        if loser.worker is not None and isinstance(error, GatewayError) and is_workers_fault(error):
-            loser.worker.failed(self._clock())
+        def second() -> Coroutine[None, None, Exchange] | None:
+            idle = hedging.idle_workers(self._served.pool, call, tried, self._clock())
+            return self._send_copy(copy, idle, call) if idle else None
+
+        race = Race(attempt, copy, self._clock)
+        try:
+            self.exchange = await race.run(
+                hedging.first_events.late_s(call.prompt_tokens), self._send(attempt, worker, call), second
+            )
+        finally:
+            self._attempt, self.worker = race.taken, race.taken.worker
+            if race.was_copied:
+                self._wasted += call.prompt_tokens
+                self.hedge = "copy" if race.taken is copy else "first"
+        assert race.taken.worker is not None
+        hedging.first_events.learn(call.prompt_tokens, self._clock() - now)
+        return self.exchange, race.taken.worker
 
     async def _send_copy(self, copy: Attempt, idle: list[Worker], call: Call) -> Exchange:
         others = [worker for worker in self._served.pool.workers if worker not in idle]
@@ -392,10 +377,3 @@ class Exchanging:
                 self.num_resumes += 1
                 self._splices.append(request.splice)
                 return exchange.first
-
-
-def is_workers_fault(error: GatewayError) -> bool:
-    """Whether another worker may do better: not where the request was judged, nor for what none of them can do."""
-    if isinstance(error, WorkerRejected):
-        return error.status >= 500 and error.status != 501
-    return isinstance(error, UpstreamError)

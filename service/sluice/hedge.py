@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 
+from sluice.attempt import Attempt
 from sluice.config import Hedge
+from sluice.errors import GatewayError, is_workers_fault
 from sluice.exchange import Exchange
 from sluice.pool import Pool
 from sluice.retry_budget import RetryBudget
 from sluice.types import Call
 from sluice.worker import Worker
+
+Sent = Coroutine[None, None, Exchange]
 
 MIN_SAMPLES = 20
 MAX_SAMPLES = 200
@@ -60,8 +64,48 @@ def _is_idle(worker: Worker) -> bool:
     return worker.in_flight < worker.window and worker.load is not None and worker.load.num_waiting == 0
 
 
-async def first_good(tasks: Sequence[asyncio.Task[Exchange]]) -> asyncio.Task[Exchange]:
-    """The first of these to succeed, or where none does the last to fail. The others are cancelled, and have ended."""
+class Race:
+    """Two attempts at one call, of which the first to answer is `taken`; the other one has let go when `run` ends, however."""
+
+    def __init__(self, first: Attempt, copy: Attempt, clock: Callable[[], float]) -> None:
+        self._first = first
+        self._copy = copy
+        self._clock = clock
+        self.taken = first
+        self.was_copied = False
+
+    async def run(self, late_s: float | None, sent: Sent, second: Callable[[], Sent | None]) -> Exchange:
+        """Wait for `sent`, the first attempt, and where that is late for what `second` gives as well, if anything.
+
+        Where both fail it raises the error of the last one, and the first attempt counts as taken.
+        """
+        tasks = [asyncio.ensure_future(sent)]
+        try:
+            await asyncio.wait(tasks, timeout=late_s)
+            if not tasks[0].done() and (copied := second()) is not None:
+                self.was_copied = True
+                tasks.append(asyncio.ensure_future(copied))
+            winner = await _first_good(tasks)
+            if winner is not tasks[0] and winner.exception() is None:
+                self.taken = self._copy
+            self._judge(tasks)
+            return winner.result()
+        finally:
+            try:
+                await _end(tasks)
+            finally:
+                await (self._copy if self.taken is self._first else self._first).close()
+
+    def _judge(self, tasks: Sequence[asyncio.Task[Exchange]]) -> None:
+        """The attempt that is not taken may have failed by its worker's fault."""
+        for attempt, task in zip((self._first, self._copy), tasks, strict=False):
+            error = task.exception() if task.done() and not task.cancelled() else None
+            if attempt is not self.taken and attempt.worker and isinstance(error, GatewayError) and is_workers_fault(error):
+                attempt.worker.failed(self._clock())
+
+
+async def _first_good(tasks: Sequence[asyncio.Task[Exchange]]) -> asyncio.Task[Exchange]:
+    """The first of these to succeed, or where none does the last to fail; the others are cancelled."""
     waiting = set(tasks)
     try:
         while True:
@@ -70,10 +114,10 @@ async def first_good(tasks: Sequence[asyncio.Task[Exchange]]) -> asyncio.Task[Ex
             if good or not waiting:
                 return good[0] if good else done.pop()
     finally:
-        await end(waiting)
+        await _end(waiting)
 
 
-async def end(tasks: Collection[asyncio.Task[Exchange]]) -> None:
+async def _end(tasks: Collection[asyncio.Task[Exchange]]) -> None:
     """Cancel these, and wait until they have let go."""
     for task in tasks:
         task.cancel()
