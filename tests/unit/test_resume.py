@@ -12,7 +12,10 @@ import pytest
 from loadtest.simfleet.fleet import Fleet
 from sluice.relay import Relay
 from sluice.types import Endpoint, Outcome
+from tests.support import scripts
+from tests.support import vllm_shapes as vllm
 from tests.support.raw_http import event_data
+from tests.support.scripted_worker import ScriptedWorker
 from tests.unit.hot_path import PATIENCE_S, Client, Line, now
 from tests.unit.loadtest.simfleet_client import fleet, order, unverified
 
@@ -357,3 +360,54 @@ async def test_a_worker_that_refuses_the_rest_is_followed_by_another():
         told = await ask(line, ASK)
         assert_same(told, whole)
         assert told.outcome.worker == running.workers[3].url
+
+
+# The seam, where it may lie inside a token
+
+
+def text_events(*texts: str, finish: bool = True) -> list[bytes]:
+    """A stream of /v1/completions."""
+    head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "smollm2"}
+    events = [vllm.sse(head | {"choices": [{"index": 0, "text": text, "finish_reason": None}]}) for text in texts]
+    events.append(vllm.sse(head | {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]}))
+    events.append(vllm.sse(head | {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}}))
+    return [*events, vllm.DONE] if finish else events[: len(texts)]
+
+
+async def test_where_the_last_word_is_not_made_again_the_text_is_continued_as_it_is():
+    async with ScriptedWorker() as one, ScriptedWorker() as two, Line(one, two) as here:
+        words = ["The", " sea", " is", " ca", "lm"]
+        one.on(CHAT.value, scripts.chat_stream(words, after=5, ending="reset"))
+        two.on(
+            COMPLETIONS.value,
+            scripts.stream(text_events(" wild")),  # and not the " ca" that the client has
+            scripts.stream(text_events("lm", ".")),
+        )
+        told = await ask(here, ASK | {"stop": "xx"})
+        assert told.text == "The sea is calm."
+        assert told.data[-1] == "[DONE]"
+        first, second = two.calls(COMPLETIONS.value)
+        assert len(second.json()["prompt"]) > len(first.json()["prompt"])
+        assert here.workers[1].ejection.num_failures == 0
+
+
+async def test_the_last_word_is_made_again_and_not_written_again():
+    async with ScriptedWorker() as one, ScriptedWorker() as two, Line(one, two) as here:
+        one.on(CHAT.value, scripts.chat_stream(["The", " sea", " is", " ca", "lm"], after=5, ending="reset"))
+        two.on(COMPLETIONS.value, scripts.stream(text_events(" calm", ".")))
+        told = await ask(here, ASK | {"stop": "xx"})
+        assert told.text == "The sea is calm."
+        assert len(two.calls(COMPLETIONS.value)) == 1
+
+
+@pytest.mark.parametrize("after", [8, 9])
+async def test_a_stream_that_only_lacks_its_end_gets_it(after):
+    async with ScriptedWorker() as one, ScriptedWorker() as two, Line(one, two) as here:
+        events = vllm.chat_events(vllm.content_deltas(), model="smollm2", include_usage=True)
+        finished = next(at for at, event in enumerate(events) if b'"finish_reason":"stop"' in event) + 1
+        one.on(CHAT.value, scripts.stream(events, after=finished + (after == 9), ending="reset"))
+        told = await ask(here, ASK)
+        assert told.data[-1] == "[DONE]"
+        assert told.finish_reasons == ["stop"]
+        assert told.usage is not None and sum(event["choices"] == [] for event in told.events) == 1
+        assert not two.calls(COMPLETIONS.value) and not two.calls(CHAT.value)
