@@ -411,3 +411,71 @@ async def test_a_stream_that_only_lacks_its_end_gets_it(after):
         assert told.finish_reasons == ["stop"]
         assert told.usage is not None and sum(event["choices"] == [] for event in told.events) == 1
         assert not two.calls(COMPLETIONS.value) and not two.calls(CHAT.value)
+
+
+# Meanwhile, the client
+
+
+async def test_a_client_that_reads_too_slowly_is_not_flooded_by_the_next_worker():
+    body = ASK | {"max_tokens": 1500, "ignore_eos": True}
+    async with sea() as (line, running):
+        whole = await ask(line, body)
+        await cut(running, 0, events=9)
+        asked = {"model": "smollm2", "stream": True, "stream_options": {"include_usage": True}} | body
+        client = Client()
+        client.is_paused = True
+        async with asyncio.timeout(PATIENCE_S), client:
+            relay = Relay(line.gateway, line.call(stream=True, body=orjson.dumps(asked)), now)
+            relaying = asyncio.create_task(relay.run(client))
+            await client.read_until(b"data: ", times=10)  # the first words of the second worker
+            assert await asyncio.wait({relaying}, timeout=0.3) == (set(), {relaying})
+            client.is_paused = False
+            client.on_resume()
+            outcome = await relaying
+        assert_same(Told(client.body, outcome), whole)
+
+
+async def test_a_client_that_waits_for_the_next_worker_gets_comments():
+    gate = asyncio.Event()
+    async with ScriptedWorker() as one, ScriptedWorker() as two, Line(one, two, keep_alive_s=0.05) as here:
+        one.on(CHAT.value, scripts.chat_stream(after=3, ending="reset"))
+        tokens = {"count": 1, "max_model_len": 100, "tokens": [1]}
+        two.on("/tokenize", scripts.reply(200, tokens, gate=gate))
+        two.on(COMPLETIONS.value, scripts.stream(text_events(" on")))
+        client = Client()
+        async with asyncio.timeout(PATIENCE_S), client:
+            relaying = asyncio.create_task(Relay(here.gateway, here.call(stream=True), now).run(client))
+            await client.read_until(b": keep-alive\n\n", times=2)
+            gate.set()
+            outcome = await relaying
+        assert (outcome.num_resumes, Told(client.body, outcome).data[-1]) == (1, "[DONE]")
+
+
+async def test_a_client_that_leaves_then_takes_everything_with_it():
+    async with ScriptedWorker() as one, ScriptedWorker() as two, Line(one, two) as here:
+        one.on(CHAT.value, scripts.chat_stream(after=3, ending="reset"))
+        two.on("/tokenize", scripts.never_answers())
+        client = Client()
+        async with client:
+            relaying = asyncio.create_task(_leaving(here, client))
+            await two.wait_calls(1, "/tokenize")
+            client.leave()
+            outcome = await relaying
+        assert (outcome.status, outcome.code) == (499, "client_left")
+        assert here.pool.in_flight == 0
+        await two.wait_aborted(1)
+
+
+async def _leaving(here: Line, client: Client) -> Outcome:
+    async with client:
+        return await Relay(here.gateway, here.call(stream=True), now).run(client)
+
+
+async def test_a_worker_that_does_not_tokenise_as_vllm_does_cannot_continue():
+    async with ScriptedWorker() as one, ScriptedWorker() as two, Line(one, two) as here:
+        one.on(CHAT.value, scripts.chat_stream(after=3, ending="reset"))
+        for answer, said in [(scripts.reply(200, {}), "tokenise as vLLM does"), (scripts.detail_error(404), "/tokenize")]:
+            two.on("/tokenize", answer)
+            told = await ask(here, ASK)
+            assert told.outcome.status == 502
+            assert said in told.error["message"]
