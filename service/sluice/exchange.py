@@ -156,8 +156,8 @@ class Exchange:
             self.first = self._feed(data)
         if events.broken and not self.first:
             raise events.broken
-        if events.done and events.num_events == 1:
-            # Nothing but `[DONE]`, without the usage that was asked for: vLLM says so when it is shutting down.
+        if events.done and events.num_events == 1 and self.call.endpoint in RESUMED:
+            # Nothing but `[DONE]`, without the usage that was asked for: so vLLM answers that is shutting down.
             raise WorkerRefused("The worker is shutting down and did not start this answer.")
 
     def _new_events(self) -> EventStream:

@@ -15,7 +15,7 @@ from sluice.admission.route import Admission
 from sluice.asgi import Headers
 from sluice.attempt import Attempt
 from sluice.config import Route
-from sluice.errors import GatewayError, Overloaded, WorkerRefused, WorkerUnavailable, is_workers_fault
+from sluice.errors import GatewayError, Overloaded, WorkerRefused, WorkerRejected, WorkerUnavailable, is_workers_fault
 from sluice.exchange import RESUMED, Exchange, OwnAnswer
 from sluice.hedge import Hedging, Race
 from sluice.limits.estimate import RouteEstimate
