@@ -116,7 +116,7 @@ def gateways(number: int, limits: dict[str, Any], *, fleet: Sequence[str] = ()) 
                     [*_sluice(), "key", "new", "--config", str(config), "--tenant", "acme"], capture_output=True, check=True
                 )
                 key = made.stdout.decode().strip()
-            log = (folder / f"gateway{index}.log").open("wb")
+            log = stack.enter_context((folder / f"gateway{index}.log").open("wb"))
             process = subprocess.Popen([*_sluice(), "serve", "--config", str(config)], stdout=log, stderr=log)
             stack.callback(_end, process)
             processes.append(process)
@@ -167,7 +167,7 @@ class Tally:
 
     @property
     def num_admitted(self) -> int:
-        return self.statuses["200"]
+        return self.statuses["200"] + self.statuses["200 unchecked"]
 
 
 async def call(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[str, bytes]:
@@ -177,6 +177,8 @@ async def call(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reque
     length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
     body = await reader.readexactly(length)
     status = head[9:12].decode()
+    if status == "200" and b"x-sluice-limits: open" in head:
+        return "200 unchecked", body
     return (status if status == "200" else f"{status} {json.loads(body)['error']['code']}"), body
 
 
@@ -200,7 +202,7 @@ async def ask_all(made: Gateways, num_calls: int, num_clients: int, tally: Tally
                 status, _ = await call(reader, writer, request)
             tally.statuses[status] += 1
             tally.slowest_s = max(tally.slowest_s, time.monotonic() - began)
-            if status == "200":
+            if status.startswith("200"):
                 tally.admitted_at.append(time.monotonic())
         writer.close()
 
@@ -210,8 +212,7 @@ async def ask_all(made: Gateways, num_calls: int, num_clients: int, tally: Tally
 async def plain(num_calls: int, num_clients: int, rpm: int) -> dict[str, Any]:
     with gateways(2, {"rpm": rpm}, fleet=["--time-warp", "20"]) as made:
         book = "{sluice}:book:tenant:acme"
-        tally = Tally()
-        await ask_all(made, 1, 1, tally)
+        await ask_all(made, rpm + rpm // 2, num_clients, Tally())  # until it is empty: from a full one nothing flows over then
         left_before, began = made.redis.bucket(book)
         tally = Tally()
         started = time.monotonic()
@@ -250,8 +251,9 @@ async def outage(fail: str, num_calls: int, num_clients: int, rpm: int, *, away_
             "admitted": tally.num_admitted,
             "admitted while away": num_away,
             "allowed": round(allowed, 1),
-            "too many": round(max(0.0, tally.num_admitted - allowed), 1),
-            "one window": rpm,
+            "let pass knowingly": tally.statuses["200 unchecked"],
+            "too many besides": round(max(0.0, tally.num_admitted - tally.statuses["200 unchecked"] - allowed), 1),
+            "at most": 0 if fail == "closed" else rpm + num_clients,  # a window, and calls whose answer the server took with it
             "statuses": dict(tally.statuses),
             "slowest_s": round(tally.slowest_s, 3),
         }
@@ -301,7 +303,7 @@ def main() -> int:
     found = asyncio.run(study(parser.parse_args()))
     is_good = (
         abs(found[0]["admitted"] - found[0]["given by the bucket"]) < 0.01
-        and all(one["too many"] <= (0 if one["fail"] == "closed" else one["one window"]) for one in found[1:4])
+        and all(one["too many besides"] <= one["at most"] for one in found[1:4])
         and all(not any(status.startswith("401") for status in one["statuses"]) for one in found[:4])
         and found[4]["after"] == "200"
         and found[4]["freed_s"] <= 31

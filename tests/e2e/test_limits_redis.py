@@ -136,8 +136,8 @@ async def test_a_server_that_was_killed_is_noticed_at_once_and_so_is_its_return(
             server.start()
             await until(lambda: not store.is_away)
             answer = await after_settlements(store, ask(tenant))
-            assert answer.kind is None and answer.states[0].requests == 3  # that of the outage was charged
-            assert server.say("ZCARD", "{sluice}:leases:" + tenant.id) == b":2"  # the one that ran on has its place again
+            assert answer.kind is Kind.REQUESTS and 12 <= answer.wait_s <= 24  # empty, and that of the outage was charged
+            assert server.say("ZCARD", "{sluice}:leases:" + tenant.id) == b":1"  # the one that ran on has its place again
             assert store.num_lost == 0
 
 
@@ -148,7 +148,7 @@ async def test_where_nobody_may_pass_unchecked_a_server_that_has_lost_its_books_
             refused = await store.reserve(ask(closed))
             assert refused.kind is Kind.REQUESTS and 0 < refused.wait_s <= 1
             assert await granted(store, ask(subject(rpm=60)))
-            server.say("SET", "{sluice}:since", "0")
+            server.say("SET", "{sluice}:since", '"0 new"')
             assert (await store.reserve(ask(closed))).states[0].requests == 59
 
 
@@ -172,7 +172,7 @@ async def test_a_server_that_hangs_holds_a_call_no_longer_than_the_time_out_and_
             server.thaw()
             await until(lambda: not store.is_away)
             answer = await after_settlements(store, ask(tenant))
-            assert answer.states[0].requests == 48  # what it executed late was taken back
+            assert answer.states[0].requests in (48, 49)  # a little has flowed in; what it executed late was taken back
 
 
 async def test_a_gateway_that_ends_settles_first(server: RedisServer):

@@ -42,13 +42,17 @@ local function number(text)
   return string.format('%.17g', text)
 end
 
--- How long this server has counted (ms). One that was started again has lost its books: where nobody may pass unchecked, a
--- bucket that it does not know begins empty then, and not full.
-local function age()
+-- How full a bucket is that is not known here. KEYS[1] says since when this server counts, and "lost" where a gateway came back
+-- to it and found it empty: then, and always where nobody may pass unchecked, such a bucket began empty at that time.
+local function filled(is_strict)
   local since = redis.call('GET', KEYS[1])
-  if since then return now - since end
-  redis.call('SET', KEYS[1], number(now))
-  return 0
+  if not since then
+    redis.call('SET', KEYS[1], number(now) .. ' new')
+    return is_strict and 0 or 1
+  end
+  local at, how = string.match(since, '^(%S+) (%S+)$')
+  if how ~= 'lost' and not is_strict then return 1 end
+  return min(1, (now - at) / 60000)
 end
 
 -- The book of a subject as it is now
@@ -58,10 +62,8 @@ local function open_book(key, limits)
   if has_budgets and not this_month then this_month, next_month_day = calendar(today) end
   local said = redis.call('GET', key)
   if not said then
-    if limits[8] == 1 then
-      local filled = min(1, age() / 60000)
-      book.r, book.t = filled * limits[1], filled * limits[2]
-    end
+    local share = filled(limits[8] == 1)
+    book.r, book.t = share * limits[1], share * limits[2]
     return book
   end
   local r, t, at, rest = string.match(said, '^(%S+) (%S+) (%S+)(.*)$')

@@ -27,12 +27,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from sluice.limits.base import Answer, Ask, Kind, State, StoreAway
 
 LEASE_MS = 30_000
-RENEW_S = LEASE_MS / 3000
+RENEW_S = LEASE_MS / 10_000
 RECORD_MS = 86_400_000  # of a reservation that is never settled; no call lasts longer
 MARK_MS = 120_000  # that a settlement was done
 RESEND_S = 100.0  # after that one whose answer was lost is not sent again: its mark may be gone
 PLACE_WAIT_MS = 1000  # nobody knows when a call will end
 LOOK_S = 0.2  # between two looks at a server that is away
+CATCH_UP_S = 2 * LOOK_S  # for the other gateways
 MAX_SLOW = 3  # time-outs in a row
 MAX_SENDERS = 4  # round trips of reservations at a time; what comes meanwhile goes together in the next one
 MAX_CONNECTIONS = MAX_SENDERS + 2
@@ -196,6 +197,8 @@ class RedisStore:
                 if loop.time() - renewed_at >= RENEW_S:
                     await self._renew()
                     renewed_at = loop.time()
+                    if self.is_away:
+                        await self._catch_up()
                     self._well()
                 if self._waiting:
                     await self._settle_batch()
@@ -212,9 +215,19 @@ class RedisStore:
             self._failed(exc, is_sure=True)
             await asyncio.sleep(LOOK_S)
 
+    async def _catch_up(self) -> None:
+        """What has passed is charged before anybody asks again, by the other gateways too: else their calls would find a bucket
+        that is fuller than it should be."""
+        while self._waiting:
+            await self._settle_batch()
+        await asyncio.sleep(CATCH_UP_S)
+        while self._waiting:
+            await self._settle_batch()
+
     async def _renew(self) -> None:
         """All leases of this gateway in one go, and that it is alive."""
-        keys, arguments = [f"{PREFIX}replicas"], [self._replica, LEASE_MS]
+        keys = [f"{PREFIX}since", f"{PREFIX}replicas"]
+        arguments: list[Any] = [self._replica, f"{LEASE_MS} {int(self.is_away)}"]
         for key, ids in list(self._leases.items()):
             if not ids:
                 del self._leases[key]
