@@ -53,7 +53,7 @@ global
 defaults
     mode http
     timeout connect 2s
-    timeout check 2s
+    timeout check 5s
     timeout client 3600s
     timeout server 3600s
     retries 3
@@ -90,7 +90,7 @@ def configuration(proxy: str, folder: Path, port: int, gateways: list[Gateway]) 
         servers = " ".join(f"server {address} max_fails=0;" for address in addresses)
         path.write_text(NGINX % {"folder": folder, "port": port, "servers": servers})
         return path, ["-c", str(path), "-e", str(folder / "error.log")]
-    lines = [f"server g{number} {address} check inter 500ms fall 3 rise 1" for number, address in enumerate(addresses)]
+    lines = [f"server g{number} {address} check inter 500ms fall 8 rise 1" for number, address in enumerate(addresses)]
     path.write_text(HAPROXY % {"port": port, "servers": "\n    ".join(lines)})
     return path, ["-db", "-f", str(path)]
 
@@ -110,7 +110,8 @@ async def one_stream(port: int, key: str) -> str | None:
         return f"refused: {got[:200]!r}"
     if b"data: [DONE]" not in got:
         return f"dropped: it ends with {got[-200:]!r}"
-    tokens = re.search(rb'"completion_tokens":(\d+)', got)
+    text = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", got)  # without the marks of chunks, which may stand anywhere
+    tokens = re.search(rb'"completion_tokens":(\d+)', text)
     return None if tokens and int(tokens[1]) == NUM_TOKENS else f"{tokens and tokens[1]!r} tokens: {got[-300:]!r}"
 
 
