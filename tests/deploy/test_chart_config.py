@@ -64,6 +64,23 @@ def test_gateways_count_each_other_and_a_single_one_does_not(tmp_path: Path) -> 
     assert settings_of(default("--set=gateway.replicaCount=1"), tmp_path).replicas.dns is None
 
 
+def test_limits_are_counted_where_the_values_say(tmp_path: Path) -> None:
+    assert settings_of(default(), tmp_path).limits.store == "redis://r-redis.prod.svc:6379/0"
+    assert one(default(), "Service", "r-redis")["spec"]["ports"][0]["port"] == 6379
+    alone = ("--set=gateway.replicaCount=1", "--set=limits.store=memory")
+    assert settings_of(default(*alone), tmp_path).limits.store == "memory"
+    assert not [name for kind, name in map(named, default(*alone)) if name == "r-redis"]
+    external = "redis.external.url=rediss://redis.example:6380/2,redis.external.username=me,redis.external.existingSecret=s"
+    found = default(f"--set={external}")
+    limits = settings_of(found, tmp_path).limits
+    assert (limits.store, limits.store_username) == ("rediss://redis.example:6380/2", "me")
+    assert limits.store_password_env == "SLUICE_REDIS_PASSWORD"
+    assert not [name for kind, name in map(named, found) if name == "r-redis"]
+    ports = [port["port"] for rule in one(found, "NetworkPolicy", "r-gateway")["spec"]["egress"] for port in rule["ports"]]
+    assert 6380 in ports
+    assert settings_of(objects("--values", FULL), tmp_path).limits.tenants["research"].rpm == 6000
+
+
 def test_gateways_and_the_retrieval_store_find_each_other(tmp_path: Path) -> None:
     found = objects("--values", FULL)
     retrieval = settings_of(found, tmp_path).retrieval

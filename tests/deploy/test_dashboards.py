@@ -123,6 +123,7 @@ def settings(workers: Workers, retriever: str, folder: Path) -> dict[str, Any]:
     given = routes(workers, queue={"max_in_flight": 2, "max_waiting": 1})["routes"]
     return {
         "routes": given | {"found": {"workers": {"managed": str(folder / "found.json")}, "served_model": MODEL}},
+        "limits": {"tenants": {"guests": {"rpm": 5}}},
         "retrieval": {"retrievers": {"handbook": {"type": "http", "url": retriever}}},
     }
 

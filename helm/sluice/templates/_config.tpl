@@ -19,6 +19,13 @@
 {{- if or (gt (int .Values.gateway.replicaCount) 1) (ne .Values.gateway.autoscaling.type "none") -}}
 {{- $_ := set $config "replicas" (dict "dns" (printf "%s.%s.svc" (include "sluice.name" (list . "gateway-metrics")) .Release.Namespace)) -}}
 {{- end -}}
+{{- $limits := dict "store" "memory" -}}
+{{- if eq .Values.limits.store "redis" -}}
+{{- $limits = dict "store" (default (printf "redis://%s.%s.svc:6379/0" (include "sluice.name" (list . "redis")) .Release.Namespace) .Values.redis.external.url) -}}
+{{- with .Values.redis.external.username }}{{- $_ := set $limits "store_username" . -}}{{- end -}}
+{{- if .Values.redis.external.existingSecret }}{{- $_ := set $limits "store_password_env" "SLUICE_REDIS_PASSWORD" -}}{{- end -}}
+{{- end -}}
+{{- $_ := set $config "limits" $limits -}}
 {{- if .Values.retrieval.enabled -}}
 {{- $url := printf "http://%s.%s.svc:%d" (include "sluice.name" (list . "retrieval")) .Release.Namespace (int .Values.retrieval.port) -}}
 {{- $there := dict "host" "0.0.0.0" "port" .Values.retrieval.port "path" "/data" -}}
