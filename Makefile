@@ -20,7 +20,7 @@ E2E := $(BIN)/pytest tests/e2e -o faulthandler_timeout=900 -o faulthandler_exit_
 export TORCH_INDEX
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install engine model up lint type unit cover redis e2e test-deploy test bench study chaos loadtest leak lock clean retrieval-quality retrieval-study leak limits-study
+.PHONY: help install engine model up lint type unit cover redis e2e test-deploy test bench study chaos loadtest leak lock clean retrieval-quality retrieval-study leak limits-study overload
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -95,6 +95,9 @@ limits-study: .venv/.dev redis ## 100,000 calls through two gateways on one Redi
 
 leak: .venv/.dev ## 10,000 attempts to read another tenant's passages
 	@SLUICE_LEAK_ATTEMPTS=10000 $(BIN)/pytest tests/unit/api/test_retrieval_isolation.py -q -s
+
+overload: .venv/.dev ## fairness and three times the load, with one replica and with two: a quarter of an hour
+	@$(BIN)/python -m loadtest.overload $(ARGS)
 
 lock: .venv-lock/bin/uv ## resolve the dependencies anew: deploy/locks/*.txt
 	@set -e; export UV_CUSTOM_COMPILE_COMMAND="make lock"; cd deploy/locks; \

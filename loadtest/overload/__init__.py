@@ -1,0 +1,1 @@
+"""Fairness and overload: what light tenants notice of a heavy one, and what a gateway does with three times its load."""

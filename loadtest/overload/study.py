@@ -1,0 +1,206 @@
+"""What is measured: the capacity of a fleet through gateways, then fairness, order, and three times the load."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loadtest.overload.client import Crowd, Result, Shape, firsts, quantile, watch_livez
+
+# The fleet: an H100's shape at a tenth of its speed, so that this machine's own delays weigh little beside it.
+NUM_WORKERS, NUM_SEQS = 6, 16
+FLEET = ("-n", str(NUM_WORKERS), "--profile", "h100-llama-3.1-8b", "--max-num-seqs", str(NUM_SEQS), "--time-warp", "0.1")
+SLO_S = 10.0  # a call alone takes a third of that
+QUEUE = {"timeout_s": 1.0, "max_waiting": 1000}
+HEAVY = Shape(prompt_tokens=200, answer_tokens=32)
+LIGHT = Shape(prompt_tokens=2000, answer_tokens=32)
+OVERLOADED = Shape(prompt_tokens=200, answer_tokens=32, timeout_ms=int(SLO_S * 1000))
+NUM_TENANTS = 10  # who share the fleet; of them one is heavy and four are there
+LIGHTS = ("light-1", "light-2", "light-3", "light-4")
+KEYS: dict[str, Sequence[str]] = {
+    "heavy": (),
+    **{name: () for name in LIGHTS},
+    "high": ("--priority", "5"),
+    "normal": (),
+    "low": ("--priority", "-5"),
+    **{f"crowd-{number}": () for number in range(4)},
+    "calm": (),
+}
+
+
+@dataclass
+class Figure:
+    """One line of the table: what was seen, beside what it is held to, where it is held to something."""
+
+    name: str
+    seen: str
+    bar: str = ""
+    is_met: bool | None = None
+
+
+@dataclass
+class Study:
+    """The study of some gateways over one fleet; what it finds gathers in `figures`."""
+
+    crowd: Crowd
+    urls: Sequence[str]
+    pids: Sequence[int]
+    scale: float  # of all durations
+    say: Callable[[str], None]
+    figures: list[Figure] = field(default_factory=list)
+    capacity: float = 0.0  # calls a second
+
+    def add(self, name: str, seen: str, bar: str = "", is_met: bool | None = None) -> None:
+        self.figures.append(Figure(name, seen, bar, is_met))
+        self.say(f"  {name}: {seen}{f' ({bar})' if bar else ''}")
+
+    async def measure_capacity(self) -> None:
+        """As many calls as the fleet ends while more clients ask than it has slots."""
+        clients, seconds = int(NUM_WORKERS * NUM_SEQS * 1.5), 20 * self.scale
+        await self.crowd.closed("heavy", HEAVY, clients=clients, seconds=10)  # windows are learnt meanwhile
+        results = await self.crowd.closed("heavy", HEAVY, clients=clients, seconds=seconds)
+        begun = min(result.asked_at for result in results)
+        ended = [result for result in results if result.is_whole and result.asked_at + result.done_s < begun + seconds]
+        self.capacity = len(ended) / seconds
+        self.add("capacity C", f"{self.capacity:.1f} calls/s, {self.capacity * HEAVY.answer_tokens:.0f} tokens/s")
+
+    async def lights(self, seconds: float, names: Sequence[str] = LIGHTS) -> list[Result]:
+        """Four light tenants, at half of their shares together: a call of theirs costs what eight of the heavy one's do."""
+        cost = (LIGHT.prompt_tokens + 2 * LIGHT.answer_tokens) / (HEAVY.prompt_tokens + 2 * HEAVY.answer_tokens)
+        rate = self.capacity / NUM_TENANTS / cost / 2
+        runs = (self.crowd.poisson(name, LIGHT, rate=rate, seconds=seconds) for name in names)
+        return [result for results in await asyncio.gather(*runs) for result in results]
+
+    async def fairness(self) -> None:
+        """A tenant that sends 50 times its share, as one of several tenants and as one with them."""
+        seconds, rate = 60 * self.scale, 50 * self.capacity / NUM_TENANTS
+        alone = await self.lights(seconds)
+        fair, heavy = await asyncio.gather(self.lights(seconds), self.crowd.poisson("heavy", HEAVY, rate=rate, seconds=seconds))
+        one_name = asyncio.gather(
+            self.lights(seconds / 2, ["heavy"] * len(LIGHTS)),
+            self.crowd.poisson("heavy", HEAVY, rate=rate, seconds=seconds / 2),
+        )
+        fifo, _ = await one_name
+        for name, results in (("alone", alone), ("beside the heavy one", fair), ("beside it, first come first served", fifo)):
+            first = firsts(results)
+            shed = sum(result.status == 429 for result in results)
+            self.add(
+                f"light tenants {name}",
+                f"TTFT p50 {quantile(first, 0.5) * 1e3:.0f} ms, p95 {quantile(first, 0.95) * 1e3:.0f} ms, "
+                f"{shed} of {len(results)} shed",
+            )
+        ratio = quantile(firsts(fair), 0.95) / quantile(firsts(alone), 0.95)
+        shed = sum(result.status != 200 for result in fair)
+        self.add("light tenants' TTFT p95 beside the heavy one / alone", f"{ratio:.2f}", "<= 1.5", ratio <= 1.5)
+        self.add("light tenants' calls shed", f"{shed} of {len(fair)}", "0", shed == 0)
+        served = sum(result.is_whole for result in heavy) / seconds
+        self.add("the heavy one was served", f"{served:.1f} calls/s of {rate:.0f}, {served / self.capacity:.0%} of C")
+
+    async def order(self) -> None:
+        """Three classes, each with two thirds of what the fleet can do; and two deadlines of one tenant."""
+        seconds = 20 * self.scale
+        classes = ("high", "normal", "low")
+        runs = (self.crowd.poisson(who, HEAVY, rate=self.capacity * 2 / 3, seconds=seconds) for who in classes)
+        served = {}
+        for who, results in zip(classes, await asyncio.gather(*runs), strict=True):
+            served[who] = sum(result.is_whole for result in results) / len(results)
+            self.add(f"class {who}", f"{served[who]:.0%} served, TTFT p95 {quantile(firsts(results), 0.95) * 1e3:.0f} ms")
+        holds = served["high"] > 0.99 and served["high"] >= served["normal"] > served["low"]
+        self.add("the order of classes holds", "yes" if holds else "no", "high is all served, low the least", holds)
+        shapes = [Shape(HEAVY.prompt_tokens, HEAVY.answer_tokens, timeout_ms) for timeout_ms in (7_000, 30_000)]
+        runs = (self.crowd.poisson("normal", shape, rate=self.capacity * 0.6, seconds=seconds) for shape in shapes)
+        urgent, patient = await asyncio.gather(*runs)
+        waits = [quantile(firsts(results), 0.5) for results in (urgent, patient)]
+        self.add(
+            "deadlines of 7 s and 30 s, TTFT p50",
+            f"{waits[0] * 1e3:.0f} and {waits[1] * 1e3:.0f} ms",
+            "the urgent first",
+            waits[0] < waits[1],
+        )
+        late = sum(result.is_whole and result.done_s > 7.2 for result in urgent)
+        self.add("urgent calls answered too late", f"{late} of {len(urgent)}", "0", late == 0)
+
+    async def overload(self) -> None:
+        """From half of what the fleet can do to three times that, and back."""
+        seconds = 20 * self.scale
+        goodput = {}
+        for load in (0.5, 0.8, 1.0):
+            results = await self._crowd(load, seconds)
+            goodput[load] = _goodput(results, seconds)
+            if load == 0.5:
+                calm_p95 = quantile(firsts(results), 0.95)
+        livez_s: list[float] = []
+        watch = asyncio.create_task(watch_livez(self.urls, livez_s))
+        memory = asyncio.create_task(self._memory(seconds * 1.5))
+        results = await self._crowd(3.0, seconds * 1.5, last=True)
+        after = await self._crowd(0.5, 8.0)
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch
+        goodput[3.0] = _goodput(results, seconds * 1.5)
+        self._judge(goodput, results, livez_s, await memory)
+        begun = min(result.asked_at for result in after)
+        late = firsts(after, lambda result: result.asked_at > begun + 2)
+        soon = firsts(after, lambda result: result.asked_at <= begun + 2)
+        self.add(
+            "TTFT p95 before; in the 2 s after it ended; later",
+            f"{calm_p95 * 1e3:.0f}; {quantile(soon, 0.95) * 1e3:.0f}; {quantile(late, 0.95) * 1e3:.0f} ms",
+            "later <= 1.5 x before",
+            quantile(late, 0.95) <= 1.5 * calm_p95,
+        )
+
+    def _judge(
+        self, goodput: dict[float, float], results: list[Result], livez_s: list[float], memory: tuple[float, float]
+    ) -> None:
+        best = max(goodput.values())
+        told = ", ".join(f"{load:g} C: {tokens:.0f}" for load, tokens in goodput.items())
+        self.add("goodput (tokens/s of calls within the SLO)", told)
+        self.add("goodput at 3 C / the best", f"{goodput[3.0] / best:.1%}", ">= 95 %", goodput[3.0] >= 0.95 * best)
+        shed = [result for result in results if result.status == 429]
+        odd = sum(result.status not in (200, 429) for result in results)
+        broken = sum(result.status == 200 and not result.is_whole for result in results)
+        self.add("shed at 3 C", f"{len(shed)} of {len(results)}; neither answered nor shed: {odd}", "0", odd == 0)
+        self.add("answers at 3 C that were cut", f"{broken}")
+        waits = [result.retry_after_s or 0 for result in shed]
+        self.add("retry-after told", f"p50 {quantile(waits, 0.5):.1f} s, p95 {quantile(waits, 0.95):.1f} s")
+        at_once = [result.done_s for result in shed if result.done_s < 0.5]  # the others waited, and gave way or ran out
+        livez, told_shed = quantile(livez_s, 0.99), quantile(at_once, 0.99)
+        self.add(
+            "p99 of a shed answer / of /livez",
+            f"{told_shed * 1e3:.1f} / {livez * 1e3:.1f} ms = {told_shed / livez:.1f}; {len(shed) - len(at_once)} after a wait",
+            "<= 3",
+            told_shed <= 3 * livez,
+        )
+        self.add(
+            "memory of the gateways, a third into the overload and at its end",
+            f"{memory[0]:.1f} and {memory[1]:.1f} MiB",
+            "<= 5 % more",
+            memory[1] <= memory[0] * 1.05,
+        )
+
+    async def _crowd(self, load: float, seconds: float, *, last: bool = False) -> list[Result]:
+        """Four tenants with so many times the capacity together; with `last` it returns when the last one has asked."""
+        names = [f"crowd-{number}" for number in range(4)]
+        rate = self.capacity * load / len(names)
+        runs = [asyncio.create_task(self.crowd.poisson(name, OVERLOADED, rate=rate, seconds=seconds)) for name in names]
+        return [result for results in await asyncio.gather(*runs) for result in results]
+
+    async def _memory(self, seconds: float) -> tuple[float, float]:
+        await asyncio.sleep(seconds / 3)
+        before = sum(map(resident_mib, self.pids))
+        await asyncio.sleep(seconds * 2 / 3 - 0.5)
+        return before, sum(map(resident_mib, self.pids))
+
+
+def _goodput(results: Sequence[Result], seconds: float) -> float:
+    return sum(result.answer_tokens for result in results if result.is_whole and result.done_s <= SLO_S) / seconds
+
+
+def resident_mib(pid: int) -> float:
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
