@@ -15,7 +15,15 @@ from sluice.admission.route import Admission
 from sluice.asgi import Headers
 from sluice.attempt import Attempt
 from sluice.config import Route
-from sluice.errors import GatewayError, Overloaded, WorkerRefused, WorkerRejected, WorkerUnavailable, is_workers_fault
+from sluice.errors import (
+    GatewayError,
+    Overloaded,
+    WorkerFull,
+    WorkerRefused,
+    WorkerRejected,
+    WorkerUnavailable,
+    is_workers_fault,
+)
 from sluice.exchange import RESUMED, Exchange, OwnAnswer
 from sluice.hedge import Hedging, Race
 from sluice.limits.estimate import RouteEstimate
@@ -319,6 +327,8 @@ class Exchanging:
         if not isinstance(error, WorkerRefused):
             self._lost.append(worker)
         await self._close_attempt()
+        if isinstance(error, WorkerFull):
+            self._served.admission.refused(worker)
 
     async def resume(self) -> bytes | None:
         """Continue the stream, which is broken, on another worker: what goes down next, or None where that cannot be.

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
+from math import inf
 from typing import Any
 
 import orjson
@@ -124,6 +125,7 @@ def is_calm(connections: Connections) -> bool:
 async def holds_nothing(app: App, *workers: ScriptedWorker) -> None:
     assert repr(app.buffers).startswith("<Buffers 0 of ")
     assert repr(app.routes["smollm2"].pool).endswith(" 0 in flight]>")
+    assert repr(app.routes["smollm2"].admission).endswith("[0 waiting | 0 started]>")
     await until(lambda: all(map(is_calm, connections_of(app))))
     for worker in workers:
         await worker.wait_idle()
@@ -153,6 +155,19 @@ async def replaced(app: App, workers: list[ScriptedWorker]) -> None:
 async def refused(app: App, workers: list[ScriptedWorker]) -> None:
     """The first worker is full."""
     workers[0].on(CHAT, scripts.queue_full())
+
+
+async def queued(app: App, workers: list[ScriptedWorker]) -> None:
+    """All slots are taken, until a moment later."""
+    admission = app.routes["smollm2"].admission
+
+    def grow(window: float) -> None:
+        for worker in admission.pool.workers:
+            worker.window = window
+        admission.tick()
+
+    grow(0)
+    asyncio.get_running_loop().call_later(0.01, grow, inf)
 
 
 async def broken(app: App, workers: list[ScriptedWorker]) -> None:
@@ -212,6 +227,8 @@ CASES: list[tuple[Prepare, dict[str, Any], int, int]] = [
     (replaced, STREAM, 200, 6),
     (refused, ASK, 200, 7),
     (refused, STREAM, 200, 7),
+    (queued, ASK, 200, 6),
+    (queued, STREAM, 200, 6),
     (broken, STREAM, 200, 10),
     (broken_early, STREAM, 200, 7),
     (broken_twice, STREAM, 200, 10),

@@ -147,6 +147,11 @@ class Admission:
         if self._queue:
             self._grant(now)
 
+    def refused(self, worker: Worker) -> None:
+        """The worker's engine said that its queue is full."""
+        if (window := self._windows.get(worker)) is not None:
+            window.refused(self._clock())
+
     async def run(self, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
         """Look at the clock until cancelled."""
         while True:

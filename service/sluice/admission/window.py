@@ -72,6 +72,14 @@ class Window:
         most = self._settings.max_in_flight
         self._worker.window = max(1, ceil(self._size if most is None else min(self._size, most * share)))
 
+    def refused(self, now: float) -> None:
+        """The engine refused a call because its own queue is full: what it has of ours is as much as it takes, but at most
+        half of the window is lost in a round. Where its load is not known the window would not grow again, so it stays."""
+        if self._read_at > -inf and now - self._congested_at > ROUND_S:
+            self._size = max(1.0, self._size / 2, min(self._size, float(self._worker.in_flight)))
+            self._congested_at = now
+            self._worker.window = min(self._worker.window, ceil(self._size))
+
     def _adapt(self, load: EngineLoad, share: float) -> None:
         wanted = self._settings.engine_waiting
         if self._stood > wanted:

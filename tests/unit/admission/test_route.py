@@ -325,6 +325,19 @@ async def test_a_call_that_was_refused_by_a_worker_waits_ahead_for_another():
     await door.end()
 
 
+async def test_a_worker_that_says_it_is_full_gets_fewer_calls():
+    door = Door(1)
+    [worker] = door.workers
+    door.admission.refused(a_worker(9))  # one that has left the pool
+    worker.load = load(0, 0, at=door.clock.now)
+    await door.passes(TICK_S)
+    assert worker.window == 256
+    await door.passes(2)
+    door.admission.refused(worker)
+    assert worker.window == 128
+    await door.end()
+
+
 async def test_who_waits_for_one_worker_does_not_hold_up_the_others():
     door = Door(1, 1)
     one, two = door.workers

@@ -131,6 +131,23 @@ def test_the_same_word_of_an_engine_is_heard_once():
     assert worker.window == 200
 
 
+def test_a_refusal_of_the_engine_takes_as_much_as_it_has_but_at_most_half_in_a_round():
+    worker = a_worker()
+    window = Window(worker, queue(start_in_flight=100), 1)
+    window.refused(0.0)
+    assert worker.window == inf  # nothing is known of it, so it would not grow again
+    worker.load = load(100, 0, at=1.0)
+    window.look(1, had_waiting=False)
+    worker.in_flight = 80
+    window.refused(2.0)
+    assert worker.window == 80
+    worker.in_flight = 10
+    window.refused(2.5)
+    assert worker.window == 80
+    window.refused(3.5)
+    assert worker.window == 40
+
+
 same_every_time = settings(derandomize=True, deadline=None, max_examples=80)
 loads = st.builds(load, st.integers(0, 500), st.integers(0, 5000), kv=st.floats(0, 1))
 
