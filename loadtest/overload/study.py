@@ -19,6 +19,7 @@ QUEUE = {"timeout_s": 1.0, "max_waiting": 1000}
 HEAVY = Shape(prompt_tokens=200, answer_tokens=32)
 LIGHT = Shape(prompt_tokens=2000, answer_tokens=32)
 OVERLOADED = Shape(prompt_tokens=200, answer_tokens=32, timeout_ms=int(SLO_S * 1000))
+LEARNING_S = 12  # of the windows, before anything is measured
 NUM_TENANTS = 10  # who share the fleet; of them one is heavy and four are there
 LIGHTS = ("light-1", "light-2", "light-3", "light-4")
 KEYS: dict[str, Sequence[str]] = {
@@ -61,11 +62,10 @@ class Study:
     async def measure_capacity(self) -> None:
         """As many calls as the fleet ends while more clients ask than it has slots."""
         clients, seconds = int(NUM_WORKERS * NUM_SEQS * 1.5), 20 * self.scale
-        await self.crowd.closed("heavy", HEAVY, clients=clients, seconds=10)  # windows are learnt meanwhile
-        results = await self.crowd.closed("heavy", HEAVY, clients=clients, seconds=seconds)
-        begun = min(result.asked_at for result in results)
-        ended = [result for result in results if result.is_whole and result.asked_at + result.done_s < begun + seconds]
-        self.capacity = len(ended) / seconds
+        results = await self.crowd.closed("heavy", HEAVY, clients=clients, seconds=LEARNING_S + seconds)
+        begun = min(result.asked_at for result in results) + LEARNING_S
+        ends = [result.asked_at + result.done_s for result in results if result.is_whole]
+        self.capacity = sum(begun <= end < begun + seconds for end in ends) / seconds
         self.add("capacity C", f"{self.capacity:.1f} calls/s, {self.capacity * HEAVY.answer_tokens:.0f} tokens/s")
 
     async def lights(self, seconds: float, names: Sequence[str] = LIGHTS) -> list[Result]:

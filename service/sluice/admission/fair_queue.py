@@ -13,7 +13,7 @@ first, then the earliest arrival.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import inf
 
 from sluice.types import Call
@@ -128,12 +128,12 @@ class FairQueue:
             tenant = self._tenants[name] = Tenant(name)
         tenant.weight = place.call.tenant.weight
         if not tenant.waiting_cost:
-            tenant.lift(self._level)
+            tenant.lift(_level(self._tenants.values(), self._level))
         person = tenant.people.get(place.call.user)
         if person is None:
             person = tenant.people[place.call.user] = Person()
         if not person.waiting_cost:
-            person.lift(tenant.level)
+            person.lift(_level(tenant.people.values(), tenant.level))
         place.tenant, place.person = tenant, person
 
     def wait(self, place: Place) -> None:
@@ -254,6 +254,14 @@ class FairQueue:
             account.num_waiting += number
             if not place.is_ahead:
                 account.waiting_cost += cost
+
+
+def _level(accounts: Iterable[Account], last: float) -> float:
+    """What is level with the others: with who was served last, and with those who wait.
+
+    What calls did not take after all is given back, which brings those who wait below who was served last.
+    """
+    return min((account.tag for account in accounts if account.waiting_cost and account.tag < last), default=last)
 
 
 def _order(place: Place) -> tuple[int, float, int]:

@@ -150,7 +150,7 @@ class Admission:
     def refused(self, worker: Worker) -> None:
         """The worker's engine said that its queue is full."""
         if (window := self._windows.get(worker)) is not None:
-            window.refused(self._clock())
+            window.refused()
 
     async def run(self, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
         """Look at the clock until cancelled."""

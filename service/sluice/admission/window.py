@@ -5,7 +5,8 @@ counts is the queue that stood there through the whole round, its shortest lengt
 a call that waits for the next step is no queue. Where more stood than are wanted, the window shrinks by just the share that
 was too much: all replicas by the same factor, so that after a while they have equal shares (Chiu and Jain, 1989), but none
 to less than half of its part of what the engine has room for. Where none stood, the engine's cache is not nearly full, and
-calls waited here, the window grows: by our part of one call, or, while the engine has not been full for a while, twofold.
+calls waited here, the window grows: every few rounds by our part of one call, since each try makes somebody wait in the
+engine, and twofold a round at first and where it has long not been full in spite of it.
 
 An engine that says nothing new leaves the window as it is; one that never said anything has none: we could only guess.
 One that lies may get too much work or too little, but never none: a window is at least 1.
@@ -20,7 +21,8 @@ from sluice.worker import EngineLoad, Worker
 
 ROUND_S = 1.0
 MIN_SAMPLES = 2
-FAST_AFTER_S = 10.0
+PROBE_ROUNDS = 4
+FAST_ROUNDS = 10
 KV_FACTOR = 0.9
 
 
@@ -29,13 +31,14 @@ class Window:
 
     __slots__ = (
         "_began_at",
-        "_congested_at",
+        "_calm_rounds",
         "_had_waiting",
         "_num_samples",
         "_read_at",
         "_settings",
         "_size",
         "_stood",
+        "_was_refused",
         "_worker",
     )
 
@@ -43,13 +46,16 @@ class Window:
         self._worker = worker
         self._settings = settings
         self._size = settings.start_in_flight * share  # not whole: small steps add up
-        self._congested_at = -inf
+        self._calm_rounds = (
+            FAST_ROUNDS  # in which calls waited here and none stood in the engine; none yet says that it is full
+        )
         self._read_at = -inf
         # Of the round that goes on
         self._began_at = -inf
         self._num_samples = 0
         self._stood = inf  # the fewest that waited in the engine
         self._had_waiting = False
+        self._was_refused = False
         if settings.max_in_flight is not None:
             worker.window = max(1, ceil(settings.max_in_flight * share))
 
@@ -68,16 +74,16 @@ class Window:
             return
         self._adapt(load, share)
         self._began_at, self._num_samples, self._stood = load.read_at, 0, inf
-        self._had_waiting = False
+        self._had_waiting = self._was_refused = False
         most = self._settings.max_in_flight
         self._worker.window = max(1, ceil(self._size if most is None else min(self._size, most * share)))
 
-    def refused(self, now: float) -> None:
+    def refused(self) -> None:
         """The engine refused a call because its own queue is full: what it has of ours is as much as it takes, but at most
         half of the window is lost in a round. Where its load is not known the window would not grow again, so it stays."""
-        if self._read_at > -inf and now - self._congested_at > ROUND_S:
+        if self._read_at > -inf and not self._was_refused:
             self._size = max(1.0, self._size / 2, min(self._size, float(self._worker.in_flight)))
-            self._congested_at = now
+            self._calm_rounds, self._was_refused = 0, True
             self._worker.window = min(self._worker.window, ceil(self._size))
 
     def _adapt(self, load: EngineLoad, share: float) -> None:
@@ -87,11 +93,14 @@ class Window:
             room = max(1, total - (self._stood - wanted))
             # What we had there counts and not the window, which may have been too large to matter, or not there yet.
             self._size = max(self._worker.in_flight * room / total, room * share / 2)
-            self._congested_at = load.read_at
+            self._calm_rounds = 0
         elif load.kv_usage > self._settings.max_kv_usage:
             self._size = min(self._size, self._worker.in_flight * KV_FACTOR)
-            self._congested_at = load.read_at
+            self._calm_rounds = 0
         elif self._had_waiting and self._stood < max(1, wanted):
-            is_fast = load.read_at - self._congested_at > FAST_AFTER_S
-            self._size += self._size if is_fast else share
+            self._calm_rounds += 1
+            if self._calm_rounds > FAST_ROUNDS:
+                self._size += self._size
+            elif self._calm_rounds % PROBE_ROUNDS == 0:
+                self._size += share
         self._size = max(self._size, 1.0)

@@ -131,6 +131,25 @@ def test_what_a_call_took_in_the_end_is_what_is_charged():
     assert abs(order.count("liar") - order.count("honest")) <= 2
 
 
+def test_refunds_of_who_waits_do_not_put_others_behind():
+    """Whoever asks for far more than is made of it has it back all the time, and is not before all others by that."""
+    queue = FairQueue()
+    for _ in range(200):
+        waiting(queue, a_call("vague", "v", tokens=1000))
+    running = []
+    for _ in range(100):
+        place = queue.first()
+        assert place is not None
+        queue.leave(place)
+        queue.start(place)
+        running.append(place)
+    for place in running[:90]:
+        queue.end(place, 10.0)
+    waiting(queue, a_call("exact", "e", tokens=10))
+    waiting(queue, a_call("vague", "w", tokens=10))
+    assert {serve(queue).call.user for _ in range(4)} == {"v", "e", "w"}
+
+
 def test_a_refund_from_before_a_return_from_idleness_gains_nothing():
     queue = FairQueue()
     hoard = at_once(queue, a_call("hoarder", "h", tokens=1_000))

@@ -5,7 +5,7 @@ from math import ceil, inf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sluice.admission.window import FAST_AFTER_S, Window
+from sluice.admission.window import FAST_ROUNDS, Window
 from sluice.worker import Worker
 from tests.unit.admission.calls import a_worker, load, queue
 
@@ -66,8 +66,8 @@ def test_it_follows_when_there_is_less_room_and_when_there_is_more():
     [window] = settled(engine, 3)
     assert 20 <= window <= 21
     engine.room = 60
-    [window] = settled(engine, int(FAST_AFTER_S) + 10)
-    assert 60 <= window <= 61
+    [window] = settled(engine, FAST_ROUNDS + 10)
+    assert 60 <= window <= 62
 
 
 def test_it_does_not_grow_while_nobody_waits_for_it():
@@ -134,17 +134,20 @@ def test_the_same_word_of_an_engine_is_heard_once():
 def test_a_refusal_of_the_engine_takes_as_much_as_it_has_but_at_most_half_in_a_round():
     worker = a_worker()
     window = Window(worker, queue(start_in_flight=100), 1)
-    window.refused(0.0)
+    window.refused()
     assert worker.window == inf  # nothing is known of it, so it would not grow again
     worker.load = load(100, 0, at=1.0)
     window.look(1, had_waiting=False)
     worker.in_flight = 80
-    window.refused(2.0)
+    window.refused()
     assert worker.window == 80
     worker.in_flight = 10
-    window.refused(2.5)
+    window.refused()
     assert worker.window == 80
-    window.refused(3.5)
+    for at in (2.0, 3.0):
+        worker.load = load(10, 0, at=at)
+        window.look(1, had_waiting=False)
+    window.refused()
     assert worker.window == 40
 
 
@@ -173,3 +176,10 @@ def test_calls_that_wait_for_the_next_step_are_no_queue():
         worker.load = load(100 - waiting, waiting, at=1.25 + number / 4)
         window.look(1, had_waiting=False)
     assert worker.window == 100
+
+
+def test_an_idle_time_is_no_sign_of_room():
+    engine = Engine(20)
+    settled(engine, 10)
+    settled(engine, 60, wanted=[5.0])
+    assert engine.looks()[0] <= 22
