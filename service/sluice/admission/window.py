@@ -21,8 +21,8 @@ from sluice.worker import EngineLoad, Worker
 
 ROUND_S = 1.0
 MIN_SAMPLES = 2
-PROBE_ROUNDS = 4
-FAST_ROUNDS = 10
+PROBE_ROUNDS = 8
+FAST_ROUNDS = 16
 KV_FACTOR = 0.9
 
 
