@@ -19,6 +19,7 @@ QUEUE = {"timeout_s": 1.0, "max_waiting": 1000}
 HEAVY = Shape(prompt_tokens=200, answer_tokens=32)
 LIGHT = Shape(prompt_tokens=2000, answer_tokens=32)
 OVERLOADED = Shape(prompt_tokens=200, answer_tokens=32, timeout_ms=int(SLO_S * 1000))
+RAMP_S = 6  # until as many calls end as begin
 LEARNING_S = 12  # of the windows, before anything is measured
 NUM_TENANTS = 10  # who share the fleet; of them one is heavy and four are there
 LIGHTS = ("light-1", "light-2", "light-3", "light-4")
@@ -126,7 +127,7 @@ class Study:
 
     async def overload(self) -> None:
         """From half of what the fleet can do to three times that, and back."""
-        seconds = 20 * self.scale
+        seconds = RAMP_S + 20 * self.scale
         goodput = {}
         for load in (0.5, 0.8, 1.0):
             results = await self._crowd(load, seconds)
@@ -136,8 +137,10 @@ class Study:
         livez_s: list[float] = []
         watch = asyncio.create_task(watch_livez(self.urls, livez_s))
         memory = asyncio.create_task(self._memory(seconds * 1.5))
-        results = await self._crowd(3.0, seconds * 1.5, last=True)
-        after = await self._crowd(0.5, 8.0)
+        overload = asyncio.create_task(self._crowd(3.0, seconds * 1.5))
+        await asyncio.sleep(seconds * 1.5)
+        after = await self._crowd(0.5, 10.0)  # at once, before the queue is empty
+        results = await overload
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
@@ -182,8 +185,8 @@ class Study:
             memory[1] <= memory[0] * 1.05,
         )
 
-    async def _crowd(self, load: float, seconds: float, *, last: bool = False) -> list[Result]:
-        """Four tenants with so many times the capacity together; with `last` it returns when the last one has asked."""
+    async def _crowd(self, load: float, seconds: float) -> list[Result]:
+        """Four tenants with so many times the capacity together."""
         names = [f"crowd-{number}" for number in range(4)]
         rate = self.capacity * load / len(names)
         runs = [asyncio.create_task(self.crowd.poisson(name, OVERLOADED, rate=rate, seconds=seconds)) for name in names]
@@ -197,7 +200,11 @@ class Study:
 
 
 def _goodput(results: Sequence[Result], seconds: float) -> float:
-    return sum(result.answer_tokens for result in results if result.is_whole and result.done_s <= SLO_S) / seconds
+    """Tokens a second of the calls that ended within their SLO, from when the first ones could to the end of the load."""
+    begun = min(result.asked_at for result in results)
+    good = [result for result in results if result.is_whole and result.done_s <= SLO_S]
+    ended = [one for one in good if begun + RAMP_S <= one.asked_at + one.done_s < begun + seconds]
+    return sum(result.answer_tokens for result in ended) / (seconds - RAMP_S)
 
 
 def resident_mib(pid: int) -> float:

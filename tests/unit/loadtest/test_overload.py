@@ -71,7 +71,9 @@ def test_quantiles_and_first_tokens():
 
 
 def test_only_calls_within_their_time_are_goodput():
-    assert _goodput([a_result(), a_result(done_s=99), a_result(status=429)], 2.0) == 5.0
+    begun = a_result(done_s=1.0)  # before as many end as begin
+    seen = [begun, a_result(done_s=7.0), a_result(done_s=11.0), a_result(done_s=8.5), a_result(status=429, done_s=7.0)]
+    assert _goodput(seen, 8.0) == 10 / 2
     assert 1 < resident_mib(os.getpid()) < 10_000
 
 
