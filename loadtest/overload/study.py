@@ -105,18 +105,18 @@ class Study:
         self.add("calls of the heavy one that were served", f"{served} of {len(heavy)}")
 
     async def order(self) -> None:
-        """Three classes, each with two thirds of what the fleet can do; and two deadlines of one tenant."""
-        seconds = 20 * self.scale
+        """Three classes, each with two thirds of what the fleet can do; and two deadlines of one tenant at twice that."""
+        seconds = RAMP_S + 20 * self.scale
         classes = ("high", "normal", "low")
         runs = (self.crowd.poisson(who, HEAVY, rate=self.capacity * 2 / 3, seconds=seconds) for who in classes)
         served = {}
         for who, results in zip(classes, await asyncio.gather(*runs), strict=True):
             served[who] = sum(result.is_whole for result in results) / len(results)
             self.add(f"class {who}", f"{served[who]:.0%} served, TTFT p95 {quantile(firsts(results), 0.95) * 1e3:.0f} ms")
-        holds = served["high"] > 0.99 and served["high"] >= served["normal"] > served["low"]
-        self.add("the order of classes holds", "yes" if holds else "no", "high is all served, low the least", holds)
+        holds = served["high"] > served["normal"] > served["low"]
+        self.add("the order of classes holds", "yes" if holds else "no", "the higher, the more is served", holds)
         shapes = [Shape(HEAVY.prompt_tokens, HEAVY.answer_tokens, timeout_ms) for timeout_ms in (7_000, 30_000)]
-        runs = (self.crowd.poisson("normal", shape, rate=self.capacity * 0.6, seconds=seconds) for shape in shapes)
+        runs = (self.crowd.poisson("normal", shape, rate=self.capacity, seconds=seconds) for shape in shapes)
         urgent, patient = await asyncio.gather(*runs)
         waits = [quantile(firsts(results), 0.5) for results in (urgent, patient)]
         self.add(
