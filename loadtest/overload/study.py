@@ -118,12 +118,13 @@ class Study:
         shapes = [Shape(HEAVY.prompt_tokens, HEAVY.answer_tokens, timeout_ms) for timeout_ms in (7_000, 30_000)]
         runs = (self.crowd.poisson("normal", shape, rate=self.capacity, seconds=seconds) for shape in shapes)
         urgent, patient = await asyncio.gather(*runs)
-        waits = [quantile(firsts(results), 0.5) for results in (urgent, patient)]
+        # Who has time waits for who has not; of those with time, only who finds room at once is served.
+        shares = [sum(result.is_whole for result in results) / len(results) for results in (urgent, patient)]
         self.add(
-            "deadlines of 7 s and 30 s, TTFT p50",
-            f"{waits[0] * 1e3:.0f} and {waits[1] * 1e3:.0f} ms",
+            "served of those with 7 s and with 30 s",
+            f"{shares[0]:.0%} and {shares[1]:.0%}",
             "the urgent first",
-            waits[0] < waits[1],
+            shares[0] > shares[1],
         )
         late = sum(result.is_whole and result.done_s > 7.2 for result in urgent)
         self.add("urgent calls answered too late", f"{late} of {len(urgent)}", "0", late == 0)
