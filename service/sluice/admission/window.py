@@ -5,8 +5,8 @@ counts is the queue that stood there through the whole round, its shortest lengt
 a call that waits for the next step is no queue. Where more stood than are wanted, the window shrinks by just the share that
 was too much: all replicas by the same factor, so that after a while they have equal shares (Chiu and Jain, 1989), but none
 to less than half of its part of what the engine has room for. Where none stood, the engine's cache is not nearly full, and
-calls waited here, the window grows: every few rounds by our part of one call, since each try makes somebody wait in the
-engine, and twofold a round at first and where it has long not been full in spite of it.
+calls waited here, the window grows: now and then by our part of one call, since each try makes somebody wait in the engine,
+and twofold a round at first, where its cache has become emptier, and where it has long not been full in spite of those tries.
 
 An engine that says nothing new leaves the window as it is; one that never said anything has none: we could only guess.
 One that lies may get too much work or too little, but never none: a window is at least 1.
@@ -21,8 +21,9 @@ from sluice.worker import EngineLoad, Worker
 
 ROUND_S = 1.0
 MIN_SAMPLES = 2
-PROBE_ROUNDS = 8
-FAST_ROUNDS = 16
+PROBE_ROUNDS = 30
+FAST_ROUNDS = 60
+KV_DROP = 0.2  # of the cache, since the engine was full: calls have become smaller, and there is room for more of them
 KV_FACTOR = 0.9
 
 
@@ -32,6 +33,7 @@ class Window:
     __slots__ = (
         "_began_at",
         "_calm_rounds",
+        "_full_kv",
         "_had_waiting",
         "_num_samples",
         "_read_at",
@@ -49,6 +51,7 @@ class Window:
         self._calm_rounds = (
             FAST_ROUNDS  # in which calls waited here and none stood in the engine; none yet says that it is full
         )
+        self._full_kv = 0.0  # how full its cache was when the engine was full
         self._read_at = -inf
         # Of the round that goes on
         self._began_at = -inf
@@ -93,13 +96,13 @@ class Window:
             room = max(1, total - (self._stood - wanted))
             # What we had there counts and not the window, which may have been too large to matter, or not there yet.
             self._size = max(self._worker.in_flight * room / total, room * share / 2)
-            self._calm_rounds = 0
+            self._calm_rounds, self._full_kv = 0, load.kv_usage
         elif load.kv_usage > self._settings.max_kv_usage:
             self._size = min(self._size, self._worker.in_flight * KV_FACTOR)
-            self._calm_rounds = 0
+            self._calm_rounds, self._full_kv = 0, load.kv_usage
         elif self._had_waiting and self._stood < max(1, wanted):
             self._calm_rounds += 1
-            if self._calm_rounds > FAST_ROUNDS:
+            if self._calm_rounds > FAST_ROUNDS or self._full_kv - load.kv_usage > KV_DROP:
                 self._size += self._size
             elif self._calm_rounds % PROBE_ROUNDS == 0:
                 self._size += share

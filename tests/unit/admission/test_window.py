@@ -183,3 +183,22 @@ def test_an_idle_time_is_no_sign_of_room():
     settled(engine, 10)
     settled(engine, 60, wanted=[5.0])
     assert engine.looks()[0] <= 22
+
+
+def test_room_is_found_at_once_where_the_cache_has_become_emptier():
+    worker = a_worker()
+    window = Window(worker, queue(start_in_flight=100), 1)
+    worker.in_flight = 100
+    for at in (1.0, 2.0):
+        worker.load = load(40, 60, kv=0.9, at=at)
+        window.look(1, had_waiting=True)
+    assert worker.window == 40
+    worker.in_flight = 40
+    for at in (3.0, 4.0):
+        worker.load = load(40, 0, kv=0.85, at=at)
+        window.look(1, had_waiting=True)
+    assert worker.window == 40
+    for at in (5.0, 6.0):
+        worker.load = load(40, 0, kv=0.4, at=at)
+        window.look(1, had_waiting=True)
+    assert worker.window == 80
