@@ -135,6 +135,7 @@ def _settings(port: int, workers: Sequence[str], redis: Redis, limits: dict[str,
         "auth": {"keys_file": "keys.yaml"},
         "routes": {MODEL: {"workers": {"static": list(workers)}, "queue": {"max_waiting": 10_000}}},
         "limits": {"store": f"redis://127.0.0.1:{redis.port}/0", "tenants": {"acme": limits}},
+        "replicas": {"count": 2},
         "drain_timeout_s": 1,
     }
 

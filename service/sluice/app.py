@@ -90,7 +90,7 @@ def build(
     buffers = Buffers(settings.server.max_buffered_bytes)
     reader = BodyReader(settings.server.body_limit_bytes, settings.client_timeouts, clock)
     bulk = BulkReader()
-    limiter = limiter_of(settings.limits, metrics, clock)
+    limiter = limiter_of(settings.limits, settings.replicas.count, metrics, clock)
     metrics.watch_queues(lambda: {name: served.admission.state() for name, served in routes.items()})
     metrics.watch_fleet(fleet.worker_rows, fleet.pool_rows)
     gateway, http, resources = Gateway(routes, clock, limiter.reservation), HttpJson(), AsyncExitStack()

@@ -34,15 +34,15 @@ def ledger_of(stack: AsyncExitStack, settings: LedgerSettings, metrics: Metrics)
     return stack.enter_context(ledger)
 
 
-def limiter_of(settings: LimitsSettings, metrics: Metrics, clock: Callable[[], float]) -> Limiter:
+def limiter_of(settings: LimitsSettings, num_replicas: int, metrics: Metrics, clock: Callable[[], float]) -> Limiter:
     memory = MemoryStore(clock, time.time)
-    store = memory if settings.store == "memory" else _redis(settings)
+    store = memory if settings.store == "memory" else _redis(settings, num_replicas)
     limiter = Limiter(Rules(settings), store, memory)
     metrics.watch_limits(lambda: _numbers(limiter))
     return limiter
 
 
-def _redis(settings: LimitsSettings) -> LimitStore:
+def _redis(settings: LimitsSettings, num_replicas: int) -> LimitStore:
     """The library is loaded only where it is asked for."""
     password = os.environ.get(settings.store_password_env) if settings.store_password_env else None
     store: LimitStore = load("sluice.limits.redis:RedisStore", setting="limits.store")(
@@ -51,6 +51,7 @@ def _redis(settings: LimitsSettings) -> LimitStore:
         password=password,
         timeout_s=settings.store_timeout_s,
         replica=secrets.token_hex(8),
+        min_replicas=num_replicas,
     )
     return store
 

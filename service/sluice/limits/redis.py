@@ -68,7 +68,9 @@ class RedisStore:
         password: str | None = None,
         timeout_s: float,
         replica: str,
+        min_replicas: int = 1,
     ) -> None:
+        """`min_replicas` gateways there are at least, whatever has been heard of them yet."""
         self._timeout_s = timeout_s
         self._replica = replica
         pool = BlockingConnectionPool.from_url(
@@ -94,7 +96,7 @@ class RedisStore:
         self._is_settled.set()
         self._num_slow = 0
         self.is_away = False
-        self.num_replicas = 1
+        self._min_replicas = self.num_replicas = min_replicas
         self.num_lost = 0  # settlements
 
     def __repr__(self) -> str:
@@ -237,7 +239,7 @@ class RedisStore:
         [said] = await self._pipeline("renew", [(keys, arguments)])
         if isinstance(said, Exception):
             raise said
-        self.num_replicas = max(1, int(said))
+        self.num_replicas = max(self._min_replicas, int(said))
 
     async def _settle_batch(self) -> None:
         now = asyncio.get_running_loop().time()
