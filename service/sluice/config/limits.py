@@ -47,7 +47,7 @@ class LimitsSettings(Section):
     store: Annotated[str, AfterValidator(_store_url)] = "memory"
     store_username: str | None = None
     store_password_env: str | None = None
-    store_timeout_s: Seconds = 0.25
+    store_timeout_s: Seconds = 1
     fail: Fail = "open"
     default: TenantLimits | None = None
     tenants: dict[str, TenantLimits] = {}

@@ -116,7 +116,10 @@ class RedisStore:
         try:
             async with asyncio.timeout(self._timeout_s):
                 answer = _answer(await told, len(ask.subjects))
-        except (RedisError, OSError, TimeoutError, ValueError) as exc:
+        except (RedisError, OSError, TimeoutError) as exc:  # what it says of the server, the sender has seen
+            self._hold(ask)
+            raise StoreAway from exc
+        except ValueError as exc:
             self._failed(exc)
             self._hold(ask)
             raise StoreAway from exc
@@ -132,6 +135,9 @@ class RedisStore:
                 results = await self._pipeline("reserve", [_reserve_arguments(ask) for ask, _ in batch])
             except (RedisError, OSError, TimeoutError) as exc:
                 results = [exc] * len(batch)
+            failure = next((result for result in results if isinstance(result, Exception)), None)
+            if failure is not None:
+                self._failed(failure)  # once for the round trip, not for each of those who waited for it
             for (_, told), result in zip(batch, results, strict=True):
                 if told.done():
                     continue
