@@ -85,7 +85,7 @@ class Exchanging:
     __slots__ = (
         "_attempt", "_batch", "_call", "_clock", "_fallback", "_held", "_lost", "_place", "_served", "_splices", "_wasted",
         "attempts", "exchange", "fell_back", "gpu_ms", "grounding", "hedge", "num_resumes", "opened_at", "queued_s",
-        "reason", "reservation", "sent_at", "usage", "worker",
+        "reason", "reservation", "sent_at", "usage", "waited_s", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -111,6 +111,7 @@ class Exchanging:
         self.exchange: Exchange | None = None
         self.queued_s = 0.0  # waited for slots, all attempts together
         self.sent_at: float | None = None
+        self.waited_s = 0.0  # of the time until then: for a slot, and for sources
         self.opened_at: float | None = None
         self.grounding: Grounding | None = None  # where sources were asked for
         self.fell_back = False
@@ -148,7 +149,9 @@ class Exchanging:
         try:
             await self._held.enter_async_context(self.reservation)
             if self._call.ground is not None:
+                begun = self._clock()
                 self._call, self.grounding = await self._grounded(self._call, self._call.ground)
+                self.waited_s = self._clock() - begun
                 if self.grounding.reply is not None:
                     self.exchange = OwnAnswer(self._call, *self.grounding.reply)
                     return self.exchange
@@ -284,8 +287,9 @@ class Exchanging:
         try:
             self.exchange = await attempt.open(call, f"{call.id}-{self.attempts}", events, splice)
         finally:
-            if self.sent_at is None:
+            if self.sent_at is None and attempt.sent_at is not None:
                 self.sent_at = attempt.sent_at
+                self.waited_s += self.queued_s
         if call.stream:
             worker.answered(self._clock())
         return self.exchange

@@ -229,7 +229,7 @@ class Relay:
             fell_back=exchanging.fell_back,
             hedge=exchanging.hedge,
             first_event_s=opened_at - call.started_at if opened_at is not None and events is not None else None,
-            overhead_s=sent_at - call.started_at if sent_at is not None else None,
+            overhead_s=sent_at - call.started_at - exchanging.waited_s if sent_at is not None else None,
             queued_s=exchanging.queued_s,
             duration_s=self._clock() - call.started_at,
         )

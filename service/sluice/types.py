@@ -174,6 +174,8 @@ class Outcome(NamedTuple):
     fell_back: bool = False  # to the route's `fallback`
     hedge: str | None = None  # where a second copy was sent: which of the two was taken, first or copy
     first_event_s: float | None = None  # from the start of the call
-    overhead_s: float | None = None  # from the start of the call to the request that went up
+    overhead_s: float | None = (
+        None  # from the start of the call to the request that went up, without waiting for slots or sources
+    )
     queued_s: float = 0.0  # waited for slots on workers
     duration_s: float = 0.0

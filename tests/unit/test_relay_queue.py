@@ -42,6 +42,9 @@ async def test_a_stream_that_waits_is_told_its_place_and_then_gets_its_answer():
         assert second.body.endswith(b"data: [DONE]\n\n") and b": queue" not in first.body
         assert second.body.count(b"data: ") == first.body.count(b"data: ")
         assert outcomes[0].queued_s == 0 and outcomes[1].queued_s >= 0.02
+        waited = outcomes[1]
+        assert waited.overhead_s is not None and waited.first_event_s is not None
+        assert waited.queued_s + waited.overhead_s < waited.first_event_s  # waiting is not the gateway's own time
 
 
 async def test_one_that_is_shed_after_it_was_told_its_place_is_told_so_by_an_event():
