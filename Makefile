@@ -48,7 +48,7 @@ unit: .venv/.dev ## the tests that need nothing but Python
 
 cover: .venv/.dev ## the same, and 95 % of all branches
 	@echo "== unit, with branch coverage"
-	@$(UNIT) --cov --cov-report=term --cov-fail-under=95
+	@$(UNIT) --numprocesses 2 --cov --cov-report=term --cov-fail-under=95
 
 redis: ## the server that limits are tested on: Debian's, where it may be installed
 	@command -v redis-server valkey-server >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \

@@ -69,7 +69,7 @@ def _locust(options: argparse.Namespace, host: str) -> list[str]:
     if options.trace:
         command += ["--trace", str(options.trace.resolve()), "--trace-speed", str(options.trace_speed)]
         return [*command, "--trace-scale", str(options.trace_scale)]
-    return [*command, "--embedding-model", "sim"]
+    return [*command, "--embedding-model", "sim", "--with-retrieval"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
