@@ -328,8 +328,8 @@ class Metrics(Collector):
         )
         overhead = HistogramMetricFamily(
             "sluice_overhead_seconds",
-            "The time that the gateway itself takes: from the arrival of a call until it is written to a worker, without waiting "
-            "for a slot or for sources.",
+            "The time that the gateway itself takes: from the arrival of a call until it is written to a worker, without "
+            "waiting for a slot or for sources.",
             labels=["route"],
         )
         retries = CounterMetricFamily(
