@@ -1,6 +1,5 @@
 """Hashes of what a prompt begins with."""
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
