@@ -160,14 +160,14 @@ async def scripted_worker() -> AsyncIterator[ScriptedWorker]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def scripted_twin() -> AsyncIterator[ScriptedWorker]:
-    """The second worker of the route `pair`. Tests take `twin`."""
+    """A second fake vLLM, for gateways of a test's own. Tests take `twin`."""
     async with ScriptedWorker() as scripted:
         yield scripted
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def scripted_gateway(
-    scripted_worker: ScriptedWorker, scripted_twin: ScriptedWorker, tmp_path_factory: pytest.TempPathFactory
+    scripted_worker: ScriptedWorker, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[RunningGateway]:
     """Routes to the scripted worker, each with a setting of its own, and one to a worker that is not there."""
     workers = {"static": [scripted_worker.url]}
@@ -182,11 +182,6 @@ async def scripted_gateway(
             "workers": workers,
             "served_model": "smollm2",
             "timeouts": {"connect_s": 1, "first_event_s": 0.5, "silence_s": 0.5, "total_s": 1.5},
-        },
-        "pair": {
-            "workers": {"static": [scripted_worker.url, scripted_twin.url]},
-            "served_model": "smollm2",
-            "policy": "round_robin",
         },
         "absent": {"workers": {"static": [nobody]}, "served_model": "smollm2"},
     }
