@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 MODEL = "smollm2"
 ALIAS = "gpt-4o-mini"
 _START_TIMEOUT_S = 60.0
+_MOCK_SLOTS = 2048  # of a mock worker, which is never full; for a real one the gateway begins with 256
 _STOP_TIMEOUT_S = 10.0
 _LOG_LINES = 8
 _LOG_LINE_CHARS = 240
@@ -165,7 +166,7 @@ def gateway_config(port: int, metrics_port: int, worker_ports: Sequence[int], di
     return {
         "server": {"host": "127.0.0.1", "port": port, "metrics_port": metrics_port},
         "auth": {"mode": "keys", "keys_file": str(directory / "keys.yaml")},
-        "routes": {MODEL: {"workers": {"static": static}, "aliases": [ALIAS]}},
+        "routes": {MODEL: {"workers": {"static": static}, "aliases": [ALIAS], "queue": {"start_in_flight": _MOCK_SLOTS}}},
     }
 
 
