@@ -45,11 +45,11 @@ def test_offsets_are_code_points():
 
 @pytest.mark.parametrize("text", ["`" * 50_000, "```\n" * 20_000, "``a`" * 20_000, "`" + "a" * 100_000, "[1" * 50_000])
 def test_no_text_takes_long_to_look_through(text: str):
-    began_at = time.perf_counter()
+    began_at = time.process_time()
 
     cited(text, SOURCES)
 
-    assert time.perf_counter() - began_at < 2
+    assert time.process_time() - began_at < 2  # of the CPU: a busy machine does not matter
 
 
 def test_a_text_full_of_markers_is_bounded():
