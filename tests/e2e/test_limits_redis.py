@@ -114,7 +114,7 @@ async def test_a_lease_is_renewed_while_its_gateway_lives_and_expires_when_it_do
         assert not await granted(other, ask(second))
         while not await granted(other, ask(second)):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        assert time.monotonic() - died_at < 10
+        assert time.monotonic() - died_at < 2.5
         await dead._redis.aclose()
 
 
@@ -168,7 +168,7 @@ async def test_a_server_that_hangs_holds_a_call_no_longer_than_the_time_out_and_
                 began = time.monotonic()
                 results = await asyncio.gather(*map(store.reserve, pair), return_exceptions=True)
                 assert all(isinstance(result, StoreAway) for result in results)
-                assert time.monotonic() - began < 10
+                assert time.monotonic() - began < 3
             await until(lambda: store.is_away)
             with pytest.raises(StoreAway):
                 await store.reserve(ask(tenant))
