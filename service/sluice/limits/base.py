@@ -1,11 +1,13 @@
-"""What a store of limits is, and the nouns that it is asked in."""
+"""What a store of limits is, and the nouns that it is asked in. Those made for each call are plain objects: they cost least."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from sluice.asgi import Header
 from sluice.config import Fail, Limits
 
 
@@ -47,10 +49,14 @@ class Subject:
     # Known beforehand, for those who need it often
     has_budgets: bool = field(init=False)
     written: str = field(init=False)  # for a store that is not in this process
+    rpm_header: Header = field(init=False)
+    tpm_header: Header = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "has_budgets", any(self.numbers[3:]))
         object.__setattr__(self, "written", " ".join(map(str, (*self.numbers, int(self.fail == "closed")))))
+        object.__setattr__(self, "rpm_header", (b"x-ratelimit-limit-requests", b"%d" % self.rpm))
+        object.__setattr__(self, "tpm_header", (b"x-ratelimit-limit-tokens", b"%d" % self.tpm))
 
     @classmethod
     def of(cls, id: str, name: str, limits: Limits, fail: Fail) -> Subject:
@@ -92,31 +98,49 @@ class Subject:
         return any(self.numbers)
 
 
-class Ask(NamedTuple):
-    """A reservation as it is asked for: its id, whom it counts for, and how much by estimate."""
+class Ask:
+    """A reservation as it is asked for: its id, whom it counts for, and how much by estimate. It is not to be changed."""
 
-    id: str
-    subjects: tuple[Subject, ...]
-    tokens: int
-    gpu_ms: int = 0
+    __slots__ = ("gpu_ms", "id", "subjects", "tokens")
+
+    def __init__(self, id: str, subjects: tuple[Subject, ...], tokens: int, gpu_ms: int = 0) -> None:
+        self.id = id
+        self.subjects = subjects
+        self.tokens = tokens
+        self.gpu_ms = gpu_ms
+
+    def __repr__(self) -> str:
+        return f"<Ask {self.id} [{self.tokens} tokens | {len(self.subjects)} subjects]>"
 
 
-class State(NamedTuple):
+class State:
     """How much a subject has left after a reservation, and how long until all of it is back; -1 for what is not limited."""
 
-    requests: int = -1
-    tokens: int = -1
-    requests_full_s: float = 0.0
-    tokens_full_s: float = 0.0
+    __slots__ = ("requests", "requests_full_s", "tokens", "tokens_full_s")
+
+    def __init__(self, requests: int, tokens: int, requests_full_s: float, tokens_full_s: float) -> None:
+        self.requests = requests
+        self.tokens = tokens
+        self.requests_full_s = requests_full_s
+        self.tokens_full_s = tokens_full_s
+
+    def __repr__(self) -> str:
+        return f"<State [{self.requests} requests | {self.tokens} tokens]>"
 
 
-class Answer(NamedTuple):
+class Answer:
     """Granted where `kind` is None; else the subject that refused, by its place in the ask, and when there is room."""
 
-    states: tuple[State, ...]
-    kind: Kind | None = None
-    by: int = 0
-    wait_s: float = 0.0
+    __slots__ = ("by", "kind", "states", "wait_s")
+
+    def __init__(self, states: Sequence[State], kind: Kind | None = None, by: int = 0, wait_s: float = 0.0) -> None:
+        self.states = states
+        self.kind = kind
+        self.by = by
+        self.wait_s = wait_s
+
+    def __repr__(self) -> str:
+        return f"<Answer [{self.kind or 'granted'}]>"
 
 
 class StoreAway(Exception):

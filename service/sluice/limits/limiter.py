@@ -25,6 +25,11 @@ HELD = {
 }
 
 
+# Durations are told with every answer
+UP_TO_1_S = tuple([b"%dms" % ms for ms in range(1000)])
+FRACTIONS = tuple([f"{ms / 1000:.3f}"[1:].rstrip("0").rstrip(".").encode() + b"s" for ms in range(1000)])
+
+
 class Reservation(Protocol):
     """What a call holds of its limits, by `async with`, which settles it once, whatever happens inside.
 
@@ -134,7 +139,7 @@ class Limited:
     async def _enter_locally(self, num_replicas: int) -> None:
         limiter = self._limiter
         subjects = tuple([subject.part_of(num_replicas) for subject in self._ask.subjects if subject.fail == "local"])
-        local = self._ask._replace(subjects=subjects)
+        local = Ask(self._ask.id, subjects, self._ask.tokens, self._ask.gpu_ms)
         answer = await limiter.fallback.reserve(local)
         self.headers += shown(subjects, answer.states)
         if answer.kind is not None:
@@ -148,11 +153,12 @@ def refusal(ask: Ask, answer: Answer, headers: Headers) -> GatewayError:
     assert answer.kind is not None
     subject = ask.subjects[answer.by]
     allowed = f"{subject.limit(answer.kind)} {HELD[answer.kind]}"
+    again = duration(answer.wait_s).decode()
     if answer.kind.is_budget:
         return BudgetSpent(
-            f"The budget of {subject.name} is used up: {allowed}. It is renewed in {duration(answer.wait_s)}.", headers=headers
+            f"The budget of {subject.name} is used up: {allowed}. It is renewed in {again}.",
+            headers=headers,
         )
-    again = duration(answer.wait_s)
     return RateLimited(
         f"Rate limit reached for {subject.name}: {allowed}. Try again in {again}.",
         retry_after_s=answer.wait_s,
@@ -162,37 +168,39 @@ def refusal(ask: Ask, answer: Answer, headers: Headers) -> GatewayError:
 
 def shown(subjects: Sequence[Subject], states: Sequence[State]) -> Headers:
     """OpenAI's headers, of the subjects that have the fewest requests and the fewest tokens left."""
-    headers: Headers = []
     fewest_requests = fewest_tokens = -1
+    requests_of = tokens_of = 0
     for place, state in enumerate(states):
-        if state.requests >= 0 and (fewest_requests < 0 or state.requests < states[fewest_requests].requests):
-            fewest_requests = place
-        if state.tokens >= 0 and (fewest_tokens < 0 or state.tokens < states[fewest_tokens].tokens):
-            fewest_tokens = place
+        requests, tokens = state.requests, state.tokens
+        if requests >= 0 and (fewest_requests < 0 or requests < fewest_requests):
+            fewest_requests, requests_of = requests, place
+        if tokens >= 0 and (fewest_tokens < 0 or tokens < fewest_tokens):
+            fewest_tokens, tokens_of = tokens, place
+    headers: Headers = []
     if fewest_requests >= 0:
-        state = states[fewest_requests]
         headers += (
-            (b"x-ratelimit-limit-requests", b"%d" % subjects[fewest_requests].rpm),
-            (b"x-ratelimit-remaining-requests", b"%d" % state.requests),
-            (b"x-ratelimit-reset-requests", duration(state.requests_full_s).encode()),
+            subjects[requests_of].rpm_header,
+            (b"x-ratelimit-remaining-requests", b"%d" % fewest_requests),
+            (b"x-ratelimit-reset-requests", duration(states[requests_of].requests_full_s)),
         )
     if fewest_tokens >= 0:
-        state = states[fewest_tokens]
         headers += (
-            (b"x-ratelimit-limit-tokens", b"%d" % subjects[fewest_tokens].tpm),
-            (b"x-ratelimit-remaining-tokens", b"%d" % state.tokens),
-            (b"x-ratelimit-reset-tokens", duration(state.tokens_full_s).encode()),
+            subjects[tokens_of].tpm_header,
+            (b"x-ratelimit-remaining-tokens", b"%d" % fewest_tokens),
+            (b"x-ratelimit-reset-tokens", duration(states[tokens_of].tokens_full_s)),
         )
     return headers
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float) -> bytes:
     """As Go and OpenAI write it: 12ms, 1s, 6m0s, 1h0m2.5s."""
     ms = math.ceil(seconds * 1000)
     if ms < 1000:
-        return f"{max(0, ms)}ms"
-    minutes, ms = divmod(ms, 60_000)
-    if not minutes:
-        return f"{ms / 1000:g}s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes}m{ms / 1000:g}s" if hours else f"{minutes}m{ms / 1000:g}s"
+        return UP_TO_1_S[ms] if ms > 0 else UP_TO_1_S[0]
+    whole, ms = divmod(ms, 1000)
+    if whole < 60:
+        return b"%d%b" % (whole, FRACTIONS[ms])
+    minutes, whole = divmod(whole, 60)
+    if minutes < 60:
+        return b"%dm%d%b" % (minutes, whole, FRACTIONS[ms])
+    return b"%dh%dm%d%b" % (minutes // 60, minutes % 60, whole, FRACTIONS[ms])

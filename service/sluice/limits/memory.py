@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from sluice.limits.base import Answer, Ask, Kind, State, Subject
@@ -31,8 +31,8 @@ class Book:
 
     def __init__(self, subject: Subject, now: float) -> None:
         self.subject = subject
-        self.requests: float = subject.rpm
-        self.tokens: float = subject.tpm
+        self.requests = float(subject.rpm)
+        self.tokens = float(subject.tpm)
         self.filled_at = now
         self.calls = 0  # in progress
         self.day = self.day_tokens = self.day_gpu_ms = 0
@@ -42,10 +42,35 @@ class Book:
         minutes = (now - self.filled_at) / 60
         self.filled_at = now
         self.subject = subject  # its limits may have changed
-        rpm, tpm = subject.rpm, subject.tpm
-        requests, tokens = self.requests + minutes * rpm, self.tokens + minutes * tpm
-        self.requests = requests if requests < rpm else rpm
-        self.tokens = tokens if tokens < tpm else tpm
+        if rpm := subject.rpm:
+            requests = self.requests + minutes * rpm
+            self.requests = requests if requests < rpm else rpm
+        if tpm := subject.tpm:
+            tokens = self.tokens + minutes * tpm
+            self.tokens = tokens if tokens < tpm else tpm
+
+    def has_room(self, tokens: int) -> bool:
+        """Whether nothing stands in the way of so many tokens, at first sight: budgets have to be looked at more closely."""
+        subject = self.subject
+        if (self.requests < 1 and subject.rpm) or (self.tokens < tokens and subject.tpm) or subject.has_budgets:
+            return False
+        return not subject.concurrency or self.calls < subject.concurrency
+
+    def take(self, tokens: int, gpu_ms: int) -> State:
+        self.requests -= 1
+        self.tokens -= tokens
+        self.calls += 1
+        if self.subject.has_budgets:
+            self.spend(tokens, gpu_ms)
+        return self.state()
+
+    def spend(self, tokens: int, gpu_ms: int) -> None:
+        """Of the budgets."""
+        self.day_tokens = max(0, self.day_tokens + tokens)
+        self.month_tokens = max(0, self.month_tokens + tokens)
+        if gpu_ms:
+            self.day_gpu_ms = max(0, self.day_gpu_ms + gpu_ms)
+            self.month_gpu_ms = max(0, self.month_gpu_ms + gpu_ms)
 
     def turn(self, day: int, month: int) -> None:
         """Begin new pages where the calendar has moved on."""
@@ -88,24 +113,23 @@ class MemoryStore:
         return f"<MemoryStore [{len(self._books)} books, {len(self._open)} open]>"
 
     async def reserve(self, ask: Ask) -> Answer:
-        now, subjects = self._clock(), ask.subjects
-        books = [self._book(subject, now) for subject in subjects]
-        kind: Kind | None = None
-        by, wait_s = 0, 0.0
-        if ask.id not in self._open:
-            for place, book in enumerate(books):
-                obstacle, seconds = self._obstacle(subjects[place], book, ask)
-                if obstacle is not None and (kind is None or seconds > wait_s):
-                    kind, by, wait_s = obstacle, place, seconds
-            if kind is None:
-                for book in books:
-                    book.requests -= 1
-                    book.tokens -= ask.tokens
-                    book.calls += 1
-                    if book.subject.has_budgets:
-                        _spend(book, ask.tokens, ask.gpu_ms)
-                self._open[ask.id] = self._day
-        return Answer(tuple([book.state() for book in books]), kind, by, wait_s)
+        now, tokens, known = self._clock(), ask.tokens, self._books
+        books: list[Book] = []
+        has_room = True
+        for subject in ask.subjects:
+            book = known.get(subject.id)
+            if book is None:
+                book = self._new_book(subject, now)
+            else:
+                book.fill(subject, now)
+            has_room = book.has_room(tokens) and has_room
+            books.append(book)
+        if ask.id in self._open:
+            return Answer([book.state() for book in books])
+        if not has_room and (refused := self._refusal(ask, books)) is not None:
+            return refused
+        self._open[ask.id] = self._day
+        return Answer([book.take(tokens, ask.gpu_ms) for book in books])
 
     def settle(self, ask: Ask, tokens: int, gpu_ms: int = 0) -> None:
         self._close(ask, tokens, gpu_ms, 0)
@@ -137,20 +161,25 @@ class MemoryStore:
                 book.turn(self._day, self._month)
                 if day != self._day:  # what was reserved stands on yesterday's page
                     more_tokens, more_gpu_ms = max(0, more_tokens), max(0, more_gpu_ms)
-                _spend(book, more_tokens, more_gpu_ms)
+                book.spend(more_tokens, more_gpu_ms)
 
-    def _book(self, subject: Subject, now: float) -> Book:
-        book = self._books.get(subject.id)
-        if book is None:
-            if len(self._books) >= self._sweep_at:
-                self._sweep(now)
-            book = self._books[subject.id] = Book(subject, now)
-        else:
-            book.fill(subject, now)
-        if subject.has_budgets:
-            self._look_at_calendar()
-            book.turn(self._day, self._month)
+    def _new_book(self, subject: Subject, now: float) -> Book:
+        if len(self._books) >= self._sweep_at:
+            self._sweep(now)
+        book = self._books[subject.id] = Book(subject, now)
         return book
+
+    def _refusal(self, ask: Ask, books: Sequence[Book]) -> Answer | None:
+        """By the subject that has to wait for the longest time; None where none has to."""
+        kind: Kind | None = None
+        by, wait_s = 0, 0.0
+        self._look_at_calendar()
+        for place, book in enumerate(books):
+            book.turn(self._day, self._month)
+            obstacle, seconds = self._obstacle(book.subject, book, ask)
+            if obstacle is not None and (kind is None or seconds > wait_s):
+                kind, by, wait_s = obstacle, place, seconds
+        return None if kind is None else Answer([book.state() for book in books], kind, by, wait_s)
 
     def _obstacle(self, subject: Subject, book: Book, ask: Ask) -> tuple[Kind | None, float]:
         """The limit that stands in the way for the longest time, and for how long."""
@@ -193,11 +222,3 @@ class MemoryStore:
         for id in gone:
             del self._books[id]
         self._sweep_at = max(MAX_IDLE_BOOKS, 2 * len(self._books))
-
-
-def _spend(book: Book, tokens: int, gpu_ms: int) -> None:
-    book.day_tokens = max(0, book.day_tokens + tokens)
-    book.month_tokens = max(0, book.month_tokens + tokens)
-    if gpu_ms:
-        book.day_gpu_ms = max(0, book.day_gpu_ms + gpu_ms)
-        book.month_gpu_ms = max(0, book.month_gpu_ms + gpu_ms)

@@ -343,7 +343,7 @@ def _answer(reply: Any, num_subjects: int) -> Answer:
     if len(states) != 4 * num_subjects or not 0 <= by < num_subjects:
         raise ValueError("an answer of another length")
     shown = [State(states[i], states[i + 1], states[i + 2] / 1000, states[i + 3] / 1000) for i in range(0, len(states), 4)]
-    return Answer(tuple(shown), None if kind == b"-" else Kind(kind.decode()), by, wait_ms / 1000)
+    return Answer(shown, None if kind == b"-" else Kind(kind.decode()), by, wait_ms / 1000)
 
 
 def _source(name: str) -> str:

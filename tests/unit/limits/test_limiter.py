@@ -76,7 +76,7 @@ def told(reserved: Reservation) -> dict[str, str]:
     ],
 )
 def test_durations_are_written_as_openai_writes_them(seconds: float, said: str):
-    assert duration(seconds) == said
+    assert duration(seconds).decode() == said
 
 
 async def test_what_is_not_limited_costs_nothing_and_says_nothing():
