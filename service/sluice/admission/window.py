@@ -6,7 +6,8 @@ a call that waits for the next step is no queue. Where more stood than are wante
 was too much: all replicas by the same factor, so that after a while they have equal shares (Chiu and Jain, 1989), but none
 to less than half of its part of what the engine has room for. Where none stood, the engine's cache is not nearly full, and
 calls waited here, the window grows: now and then by our part of one call, since each try makes somebody wait in the engine,
-and twofold a round at first, where its cache has become emptier, and where it has long not been full in spite of those tries.
+and twofold a round at first, where its cache has become emptier, and where it has long not been full in spite of those tries
+and runs more than it ran when it was. (Calls that come and go leave gaps in a queue of one or two, so that it is not seen.)
 
 An engine that says nothing new leaves the window as it is; one that never said anything has none: we could only guess.
 One that lies may get too much work or too little, but never none: a window is at least 1.
@@ -34,8 +35,10 @@ class Window:
         "_began_at",
         "_calm_rounds",
         "_full_kv",
+        "_full_running",
         "_had_waiting",
         "_num_samples",
+        "_ran",
         "_read_at",
         "_settings",
         "_size",
@@ -52,11 +55,13 @@ class Window:
             FAST_ROUNDS  # in which calls waited here and none stood in the engine; none yet says that it is full
         )
         self._full_kv = 0.0  # how full its cache was when the engine was full
+        self._full_running = 0  # and how many calls it ran
         self._read_at = -inf
         # Of the round that goes on
         self._began_at = -inf
         self._num_samples = 0
         self._stood = inf  # the fewest that waited in the engine
+        self._ran = 0  # the most that it ran
         self._had_waiting = False
         self._was_refused = False
         if settings.max_in_flight is not None:
@@ -73,10 +78,11 @@ class Window:
             return
         self._num_samples += 1
         self._stood = min(self._stood, load.num_waiting_for_capacity)
+        self._ran = max(self._ran, load.num_running)
         if load.read_at - self._began_at < ROUND_S or (self._num_samples < MIN_SAMPLES and self._began_at > -inf):
             return
         self._adapt(load, share)
-        self._began_at, self._num_samples, self._stood = load.read_at, 0, inf
+        self._began_at, self._num_samples, self._stood, self._ran = load.read_at, 0, inf, 0
         self._had_waiting = self._was_refused = False
         most = self._settings.max_in_flight
         self._worker.window = max(1, ceil(self._size if most is None else min(self._size, most * share)))
@@ -96,14 +102,18 @@ class Window:
             room = max(1, total - (self._stood - wanted))
             # What we had there counts and not the window, which may have been too large to matter, or not there yet.
             self._size = max(self._worker.in_flight * room / total, room * share / 2)
-            self._calm_rounds, self._full_kv = 0, load.kv_usage
+            self._note_full(load)
         elif load.kv_usage > self._settings.max_kv_usage:
             self._size = min(self._size, self._worker.in_flight * KV_FACTOR)
-            self._calm_rounds, self._full_kv = 0, load.kv_usage
+            self._note_full(load)
         elif self._had_waiting and self._stood < max(1, wanted):
             self._calm_rounds += 1
-            if self._calm_rounds > FAST_ROUNDS or self._full_kv - load.kv_usage > KV_DROP:
+            has_grown = self._calm_rounds > FAST_ROUNDS and self._ran > self._full_running
+            if has_grown or self._full_kv - load.kv_usage > KV_DROP:
                 self._size += self._size
             elif self._calm_rounds % PROBE_ROUNDS == 0:
                 self._size += share
         self._size = max(self._size, 1.0)
+
+    def _note_full(self, load: EngineLoad) -> None:
+        self._calm_rounds, self._full_kv, self._full_running = 0, load.kv_usage, self._ran

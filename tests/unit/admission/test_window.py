@@ -202,3 +202,14 @@ def test_room_is_found_at_once_where_the_cache_has_become_emptier():
         worker.load = load(40, 0, kv=0.4, at=at)
         window.look(1, had_waiting=True)
     assert worker.window == 80
+
+
+def test_a_queue_that_is_not_seen_because_calls_come_and_go_is_no_sign_of_much_more_room():
+    engine = Engine(16)
+    [window] = settled(engine, 10)
+    for _ in range(FAST_ROUNDS + 30):
+        engine.now += 1
+        for at, waiting in ((engine.now - 0.5, 1), (engine.now, 0)):
+            engine.workers[0].load = load(16, waiting, at=at)
+            engine.windows[0].look(1, had_waiting=True)
+    assert engine.workers[0].window <= window + 3
