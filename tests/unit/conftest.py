@@ -1,0 +1,16 @@
+"""What holds for every unit test: time and chance do not depend on the machine or the day.
+
+Tests run on a loop that does not count how slow the machine is, unless their folder says otherwise, and hypothesis tries
+the same examples every time. For others: `--hypothesis-profile=default`.
+"""
+
+from hypothesis import HealthCheck, settings
+
+from tests.support.patient_loop import PatientLoop
+
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
+
+
+def pytest_asyncio_loop_factories():
+    return {"patient": PatientLoop}
