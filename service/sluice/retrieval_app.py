@@ -50,7 +50,7 @@ async def running(settings: Stores, token: str | None) -> AsyncIterator[tuple[Fa
     """The app with its loops beside it, and what must be closed for it to end. Raises `Taken` where another has the folder."""
     limits = settings.limits
     read = Limits(limits.text_bytes, limits.read_timeout_s, limits.read_memory_bytes)
-    storage = Storage(settings.path, clock=time.monotonic, wall_clock=time.time, memory_bytes=limits.memory_bytes)
+    storage = Storage(settings.path, wall_clock=time.time, memory_bytes=limits.memory_bytes)
     with storage:
         await storage.tidy()
         work = VectorWork(storage, time.monotonic)

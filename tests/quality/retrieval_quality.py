@@ -36,7 +36,7 @@ from sluice.ingest.worker import FileReader
 from sluice.retrieval.base import Mode, Weights
 from sluice.retrieval.catalog import Attachment, Catalog, new_id
 from sluice.retrieval.embedded import Asked
-from sluice.retrieval.resident import Bounds
+from sluice.retrieval.lexicon import Bounds
 from sluice.retrieval.storage import Storage
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +114,7 @@ def _is_up(url: str) -> bool:
 @contextmanager
 def storage(bounds: Bounds) -> Iterator[Storage]:
     with tempfile.TemporaryDirectory() as folder:
-        kept = Storage(Path(folder), clock=time.monotonic, wall_clock=time.time, memory_bytes=1 << 28, bounds=bounds)
+        kept = Storage(Path(folder), wall_clock=time.time, memory_bytes=1 << 28, bounds=bounds)
         with kept:
             yield kept
 

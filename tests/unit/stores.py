@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from sluice.ingest.cut import cut
 from sluice.retrieval.base import Filter, Mode, SearchResult, Weights
 from sluice.retrieval.catalog import Attachment, Catalog, new_id
 from sluice.retrieval.embedded import Asked
-from sluice.retrieval.passages import Piece, indexed_words
+from sluice.retrieval.passage_file import Piece, indexed_words
 from sluice.retrieval.storage import Storage
 from sluice.retrieval.tokens import Analyzer
 from sluice.retrieval.worklist import WorkList
@@ -80,7 +79,7 @@ class Filled:
 
     def pieces(self, content: str, max_tokens: int = 400) -> list[Piece]:
         passages = cut(Text(content, True), max_tokens, 0)
-        return [Piece(*one, indexed_words(self._analyzer, one.title, one.text)) for one in passages]
+        return [Piece(*one, *indexed_words(self._analyzer, one.title, one.text)) for one in passages]
 
     async def search(
         self,
@@ -114,5 +113,5 @@ def on_disk(folder: Path, needle: str) -> list[str]:
 @asynccontextmanager
 async def filled(folder: Path, *, wall: Wall | None = None, memory_bytes: int = MEMORY) -> AsyncIterator[Filled]:
     wall = wall or Wall()
-    with Storage(folder, clock=time.monotonic, wall_clock=wall, memory_bytes=memory_bytes) as storage:
+    with Storage(folder, wall_clock=wall, memory_bytes=memory_bytes) as storage:
         yield Filled(storage, wall)

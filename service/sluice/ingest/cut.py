@@ -62,14 +62,15 @@ def _passages(source: Text, max_tokens: int, overlap_tokens: int) -> Iterator[Pa
     pending: list[_Unit] = []
     title = ""
     for start, end, path in _sections(text, source.has_headings):
-        units = list(_units(text, start, end, max_tokens))
         size = sum(unit.tokens for unit in pending)
-        if pending and (size > max_tokens / 4 or size + sum(unit.tokens for unit in units) > max_tokens):
+        tokens = estimated_tokens(text[start:end])
+        if pending and (size > max_tokens / 4 or size + tokens > max_tokens):
             yield from _packed(text, pending, title, max_tokens, overlap_tokens)
             pending = []
         if not pending:
             title = path
-        pending += units
+        # A section that fits into one passage is not looked at more closely.
+        pending += [_Unit(start, end, tokens, True)] if tokens <= max_tokens else _units(text, start, end, max_tokens)
     yield from _packed(text, pending, title, max_tokens, overlap_tokens)
 
 

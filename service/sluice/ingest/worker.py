@@ -26,7 +26,7 @@ import orjson
 from sluice.ingest.base import Limits, Unreadable
 from sluice.ingest.cut import cut
 from sluice.ingest.extract import extract
-from sluice.retrieval.passages import Piece, indexed_words
+from sluice.retrieval.passage_file import Piece, indexed_words
 from sluice.retrieval.tokens import Analyzer
 
 HEAD_BYTES = 8
@@ -153,7 +153,7 @@ def _answered(job: Job, limits: Limits, analyzer: Analyzer) -> dict[str, Any]:
     try:
         text = extract(Path(job.path).read_bytes(), job.filename, limits)
         pieces = [
-            (*passage[:2], *passage[2:], indexed_words(analyzer, passage.title, passage.text))
+            (*passage, *indexed_words(analyzer, passage.title, passage.text))
             for passage in cut(text, job.max_tokens, job.overlap_tokens)
         ]
         return {"pieces": pieces, "num_bytes": len(text.text.encode())}

@@ -212,11 +212,11 @@ class Engine:
         files = None if asked.filters is None else reader.matching_files(asked.filters)
         if files is not None and not len(files):
             return
-        open_reader = partial(self.readers.take, store_id)
         for at, one in enumerate(words):
-            found = self._memory.lexical(store_id, reader, one, files, DEPTH, open_reader)
+            found = self._memory.lexical(store_id, reader, one, files, DEPTH)
             lexical[at] += [((store_id, id), score) for id, score in found]
         if asked.vectors is not None and store_id in asked.has_vectors:
+            open_reader = partial(self.readers.take, store_id)
             for at, vector in enumerate(asked.vectors):
                 found = self._memory.dense(store_id, reader, vector, files, DEPTH, open_reader)
                 dense[at] += [((store_id, id), score) for id, score in found]

@@ -24,7 +24,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sluice.retrieval.catalog import Catalog
 from sluice.retrieval.embedded import Engine
-from sluice.retrieval.resident import Bounds, Memory
+from sluice.retrieval.lexicon import Bounds
+from sluice.retrieval.resident import Memory
 from sluice.retrieval.worklist import WorkList
 from sluice.retrieval.writer import Writer
 
@@ -44,7 +45,6 @@ class Storage:
         self,
         folder: Path,
         *,
-        clock: Callable[[], float],
         wall_clock: Callable[[], float],
         memory_bytes: int,
         bounds: Bounds = Bounds(),  # noqa: B008  it is frozen
@@ -52,7 +52,7 @@ class Storage:
         self.folder = folder
         self.uploads = folder / "files"
         self._wall_clock = wall_clock
-        self._memory = Memory(memory_bytes, clock, bounds)
+        self._memory = Memory(memory_bytes, bounds)
         self._stack = ExitStack()
 
     def __enter__(self) -> Storage:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sluice.retrieval.base import Attributes
 from sluice.retrieval.embedded import Engine
-from sluice.retrieval.passages import PassageFile, Piece
+from sluice.retrieval.passage_file import PassageFile, Piece
 from sluice.retrieval.resident import Memory
 
 MAX_OPEN = 16
@@ -51,7 +51,7 @@ class Writer:
         def step(file: PassageFile) -> int:
             removed = file.span(file_id)
             count = file.put(file_id, filename, attributes, pieces, awaits_vectors=awaits_vectors)
-            self._memory.changed(store_id, count, removed)
+            self._memory.removed(store_id, *removed)
             return count
 
         return await self._run(store_id, step)
@@ -62,7 +62,7 @@ class Writer:
         def step(file: PassageFile) -> int:
             span = file.span(file_id)
             count = file.remove(file_id)
-            self._memory.changed(store_id, count, span)
+            self._memory.removed(store_id, *span)
             return count
 
         return await self._run(store_id, step) if self._exists(store_id) else 0

@@ -1,6 +1,5 @@
 """What is held in memory follows the file, and stays within its bound."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sluice.retrieval.passages import POSITION_BITS
-from sluice.retrieval.resident import MAX_AGE_S, SMALL, Bounds, Lexicon, Matrix, Resident, best
+from sluice.retrieval.resident import Matrix
 from tests.unit.stores import filled
 
 STEPS = st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=12)
@@ -41,37 +40,6 @@ def test_a_view_stays_as_it_was_while_rows_come_and_go():
     matrix.remove(1, 2)
 
     assert ids.tolist() == [1] and rows.tolist() == [[1.0, 1.0]]
-
-
-def test_the_best_are_those_with_the_highest_scores_equal_ones_by_id():
-    ids = np.array([1, 2, 3, 4, 5 << POSITION_BITS])
-    scores = np.array([1, 3, 3, 0, 9], np.float32)
-
-    assert best(ids, scores, None, 3) == [(5 << POSITION_BITS, 9.0), (2, 3.0), (3, 3.0)]
-    assert best(ids, scores, np.array([0]), 2) == [(2, 3.0), (3, 3.0)]
-    assert best(ids, scores, None, 10, above=0.0)[-1] == (1, 1.0)
-    assert best(ids[:0], scores[:0], None, 3) == []
-
-
-def test_a_large_store_is_counted_anew_when_enough_has_changed_or_enough_time_has_passed():
-    resident = Resident(Bounds())
-    resident.lexicon = lexicon = Lexicon(np.arange(SMALL), 0.0, Bounds())
-
-    class Reader:
-        def ids(self):
-            return np.arange(SMALL + 1)
-
-    def reader():
-        return nullcontext(Reader())
-
-    assert resident.lexicon_of(reader, 1.0) is lexicon
-    resident.num_changed = 1
-    assert resident.lexicon_of(reader, 1.0) is lexicon
-    assert resident.lexicon_of(reader, MAX_AGE_S + 0.1) is not lexicon
-
-    resident.lexicon, resident.num_changed = lexicon, SMALL // 40
-    assert resident.lexicon_of(reader, 1.0) is not lexicon
-    assert resident.num_changed == 0
 
 
 async def test_memory_lets_go_of_the_store_that_was_not_searched_for_longest(tmp_path: Path):

@@ -291,7 +291,7 @@ async def test_a_store_that_is_used_lives_longer_and_one_that_has_expired_is_gon
 
 async def test_a_second_process_is_refused_the_folder(tmp_path: Path):
     async with filled(tmp_path):
-        with pytest.raises(Taken), Storage(tmp_path, clock=Wall(), wall_clock=Wall(), memory_bytes=MEMORY):
+        with pytest.raises(Taken), Storage(tmp_path, wall_clock=Wall(), memory_bytes=MEMORY):
             pass
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluice.retrieval.tokens import MAX_CACHED, MAX_WORD_CHARS, Analyzer, quoted
+from sluice.retrieval.tokens import LEVELS, MAX_CACHED, MAX_WORD_CHARS, Analyzer, at_level, indexed, quoted
 
 
 @pytest.fixture
@@ -72,6 +72,32 @@ def test_whatever_is_quoted_is_a_query_that_fts5_takes(asked):
         finally:
             pass
     base.close()
+
+
+@pytest.mark.parametrize(
+    "words, body",
+    [
+        ([], ""),
+        (["port", "the"], "port the"),
+        (["port", "the", "port"], "port the port·2"),
+        (["a"] * 7, "a a·2 a·3 a·4 a·5 a·6"),
+        (["a"] * 1000, "a " + " ".join(f"a·{level}" for level in LEVELS)),
+        (["猫在", "在猫", "猫"], "猫在 在猫 猫 猫·2"),
+        (["网关", "关", "网关", "关"], "网关 关 网关·2 网·2 关·2"),
+    ],
+)
+def test_the_index_is_given_each_word_once_and_how_often_it_stands(words, body):
+    assert indexed(words) == body
+
+
+@given(st.text())
+def test_what_is_indexed_holds_no_word_twice_and_each_level_below_its_highest(text):
+    body = indexed(Analyzer().words(text)).split()
+
+    assert len(body) == len(set(body))
+    marked = [one.rpartition("·") for one in body if "·" in one]
+    for word, _, level in marked:
+        assert all(at_level(word, lower) in body for lower in LEVELS if lower < int(level))
 
 
 def test_a_very_long_word_is_cut_and_stems_are_forgotten_in_time(analyzer):
