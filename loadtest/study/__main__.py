@@ -36,6 +36,13 @@ PREFILL_TOKENS_PER_S = 8000.0
 KV_BLOCKS = ("1000", "4000")
 LOADS = ("0.5", "0.7", "0.85", "0.95")
 POLICIES = ("prefix_affinity", "least_inflight", "round_robin", "oracle")
+SEVERAL = (
+    ("two-telling", "2", "calls go to either, and they tell each other, 5 ms late", ["--notes-late-ms", "5"]),
+    ("two-telling-late", "2", "the same, 200 ms late", ["--notes-late-ms", "200"]),
+    ("four-telling", "4", "calls go to any, and they tell each other, 5 ms late", ["--notes-late-ms", "5"]),
+    ("two-sticky", "2", "they tell nothing, conversations stay with one", ["--sticky"]),
+    ("two-silent", "2", "they tell nothing, calls go to either", []),
+)
 # The engine of `sluice replay`, in the words of the simulated fleet.
 PROFILE = {
     "name": "replay",
@@ -78,9 +85,9 @@ def in_virtual_time(trace: Path, seeds: int) -> None:
     console.rule("what a pick costs among a hundred workers")
     virtual(trace, "pick", "--workers", "100", "--requests", "1000", "--kv-blocks", "1000", "--pick-cost")
     few = str(min(seeds, 3))
-    for title, more in (("conversations stay with one", ["--sticky"]), ("calls go to either", [])):
-        console.rule(f"two gateways; {title}")
-        virtual(trace, f"two-{len(more)}", *sizes, *loads, "--seeds", few, "--gateways", "2", *more)
+    for name, num, title, more in SEVERAL:
+        console.rule(f"{num} gateways; {title}")
+        virtual(trace, name, *sizes, *loads, "--seeds", few, "--gateways", num, *more)
 
 
 def virtual(trace: Path | str, name: str, *words: str) -> list[dict[str, Any]]:

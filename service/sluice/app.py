@@ -34,7 +34,7 @@ from sluice.gateway import Gateway, Served
 from sluice.hedge import Hedging
 from sluice.http_json import HttpJson
 from sluice.keys import Door, door
-from sluice.limiting import ledger_of, limiter_of
+from sluice.limiting import ledger_of, limiter_of, sharing_of
 from sluice.limits.limiter import Limiter
 from sluice.loading import load
 from sluice.metrics import Metrics
@@ -43,6 +43,7 @@ from sluice.pool import Pool
 from sluice.response_ids import ResponseIds
 from sluice.retrieving import Retrieving, retrieving
 from sluice.server.http_server import HttpServer, bind, make_server, stopping_on_signals
+from sluice.sharing import Sharing
 from sluice.tracing.base import Tracing
 from sluice.usage import Ledger
 
@@ -66,6 +67,7 @@ class App:
     resources: AsyncExitStack  # what else is open, and is closed with the background
     retrieving: Retrieving
     limiter: Limiter
+    sharing: Sharing | None
 
 
 def build(
@@ -91,6 +93,7 @@ def build(
     reader = BodyReader(settings.server.body_limit_bytes, settings.client_timeouts, clock)
     bulk = BulkReader()
     limiter = limiter_of(settings.limits, settings.replicas.count, metrics, clock)
+    sharing = sharing_of(settings.limits, fleet.pools, metrics, clock) if settings.replicas.share_placements else None
     metrics.watch_queues(lambda: {name: served.admission.state() for name, served in routes.items()})
     metrics.watch_fleet(fleet.worker_rows, fleet.pool_rows)
     gateway, http, resources = Gateway(routes, clock, limiter.reservation), HttpJson(), AsyncExitStack()
@@ -136,7 +139,20 @@ def build(
     edge = Edge(hot, rest, origins=settings.server.cors_origins, log=log, clock=clock, wall_clock=time.time)
     probes_and_metrics = ops.metrics_app(readiness, metrics.registry)
     return App(
-        edge, probes_and_metrics, readiness, routes, fleet, keys, buffers, bulk, replicas, http, resources, sources, limiter
+        edge=edge,
+        metrics_app=probes_and_metrics,
+        readiness=readiness,
+        routes=routes,
+        fleet=fleet,
+        door=keys,
+        buffers=buffers,
+        bulk=bulk,
+        replicas=replicas,
+        http=http,
+        resources=resources,
+        retrieving=sources,
+        limiter=limiter,
+        sharing=sharing,
     )
 
 
@@ -174,6 +190,8 @@ async def background(app: App, settings: Settings) -> AsyncIterator[None]:
         running = [tasks.create_task(app.door.watch(KEYS_WATCH_S)), tasks.create_task(app.replicas.watch())]
         running += [tasks.create_task(membership.run()) for membership in app.fleet.memberships.values()]
         running.append(tasks.create_task(app.limiter.store.run()))
+        if app.sharing is not None:
+            running.append(tasks.create_task(app.sharing.run()))
         running += [tasks.create_task(served.admission.run()) for served in app.routes.values()]
         running.append(tasks.create_task(app.retrieving.run()))
         try:

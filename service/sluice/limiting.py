@@ -1,4 +1,4 @@
-"""Part of the composition root: limits and the ledger, as the configuration wants them."""
+"""Part of the composition root: limits, the ledger and what gateways tell each other, as the configuration wants them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 import socket
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 
 from sluice.config import ConfigError, LedgerSettings, LimitsSettings
@@ -19,6 +19,8 @@ from sluice.limits.memory import MemoryStore
 from sluice.limits.rules import Rules
 from sluice.loading import load
 from sluice.metrics import Metrics
+from sluice.pool import Pool
+from sluice.sharing import Channel, Sharing
 from sluice.usage import Ledger
 
 
@@ -44,16 +46,31 @@ def limiter_of(settings: LimitsSettings, num_replicas: int, metrics: Metrics, cl
 
 def _redis(settings: LimitsSettings, num_replicas: int) -> LimitStore:
     """The library is loaded only where it is asked for."""
-    password = os.environ.get(settings.store_password_env) if settings.store_password_env else None
     store: LimitStore = load("sluice.limits.redis:RedisStore", setting="limits.store")(
         settings.store,
         username=settings.store_username,
-        password=password,
+        password=_password(settings),
         timeout_s=settings.store_timeout_s,
         replica=secrets.token_hex(8),
         min_replicas=num_replicas,
     )
     return store
+
+
+def sharing_of(settings: LimitsSettings, pools: Iterable[Pool], metrics: Metrics, clock: Callable[[], float]) -> Sharing | None:
+    """What gateways tell each other goes through the store of limits; where that is memory there are no others."""
+    if settings.store == "memory":
+        return None
+    channel: Channel = load("sluice.channel:RedisChannel", setting="limits.store")(
+        settings.store, username=settings.store_username, password=_password(settings), timeout_s=settings.store_timeout_s
+    )
+    sharing = Sharing(channel, [pool.share() for pool in pools], clock)
+    metrics.watch_gateways(lambda: sharing.num_others)
+    return sharing
+
+
+def _password(settings: LimitsSettings) -> str | None:
+    return os.environ.get(settings.store_password_env) if settings.store_password_env else None
 
 
 def _numbers(limiter: Limiter) -> LimitNumbers:

@@ -211,6 +211,7 @@ class Metrics(Collector):
         self._pools: Callable[[], Iterable[PoolRow]] = tuple
         self.retrieval = RetrievalMetrics()
         self._limits: Callable[[], LimitNumbers] = LimitNumbers
+        self._num_others: Callable[[], int] = int
         self._ledger_rows_lost: Callable[[], int] = int
         registry.register(self)
 
@@ -233,6 +234,9 @@ class Metrics(Collector):
 
     def watch_ledger(self, num_lost: Callable[[], int]) -> None:
         self._ledger_rows_lost = num_lost
+
+    def watch_gateways(self, num_others: Callable[[], int]) -> None:
+        self._num_others = num_others
 
     def watch_limits(self, numbers: Callable[[], LimitNumbers]) -> None:
         self._limits = numbers
@@ -299,6 +303,9 @@ class Metrics(Collector):
             value=self._lines_dropped,
         )
         yield from shown_limits(self._limits(), self._ledger_rows_lost())
+        yield GaugeMetricFamily(
+            "sluice_gateways_heard", "Other gateways that tell this one which prompts went where.", value=self._num_others()
+        )
         yield from shown_workers(self._workers())
         yield from shown_pools(self._pools())
         yield from _shown_queues(self._queues())

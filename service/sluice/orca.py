@@ -36,5 +36,5 @@ def hear(worker: Worker, headers: Mapping[str, str], now: float) -> None:
             num_waiting_for_capacity=max(0, round(waiting) - deferred),
             kv_usage=kv_usage,
             read_at=now,
-            num_ours=worker.in_flight,
+            num_ours=worker.in_flight + worker.in_flight_elsewhere,
         )

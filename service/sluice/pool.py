@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from math import inf
 
 from sluice.errors import WorkerUnavailable
+from sluice.placements import Placements
 from sluice.policies.base import RoutingPolicy
 from sluice.types import Call, Usage
 from sluice.worker import Lease, ModelInfo, Worker
@@ -33,6 +34,7 @@ class Pool:
         self.workers: tuple[Worker, ...] = ()  # swapped whole
         self.uses_ejected = False  # whether all usable workers are ejected
         self._policy = policy
+        self._placements: Placements | None = None  # where other gateways are told of them
         self._clock = clock
         self._watchers: list[Callable[[], None]] = []
         self._candidates: Sequence[Worker] = ()
@@ -41,6 +43,11 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"<Pool {self.route} [{len(self.workers)} workers | {self.in_flight} in flight]>"
+
+    def share(self) -> Placements:
+        """From now on what is placed is kept for other gateways, and what they placed is heard."""
+        self._placements = Placements(self.route, self._policy, lambda: self.workers)
+        return self._placements
 
     def adopt(self, workers: Sequence[Worker]) -> None:
         """The workers from now on. Those that are gone keep the calls they have, and get no new ones."""
@@ -127,6 +134,8 @@ class Pool:
         """One slot on the one of these candidates that the policy picks."""
         worker = self._policy.pick(candidates, call, now)
         tokens = self._policy.prefill_tokens(call, worker)
+        if self._placements is not None:
+            self._placements.placed(worker, now, tokens, call.prefix.hashes)
         lease = worker.lease(tokens, self._clock, shows_first_event=call.stream or not call.num_choices)
         if call.explains:
             lease.reason = f"{self._policy.reason(call, worker)}; candidates={len(candidates)}"

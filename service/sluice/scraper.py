@@ -131,7 +131,7 @@ class Scraper:
                 reading.num_waiting_for_capacity,
                 reading.kv_usage,
                 now,
-                self._in_flight,
+                self._in_flight + worker.in_flight_elsewhere,
             )
 
     def _doubt(self, kind: str, said: str) -> None:

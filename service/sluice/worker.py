@@ -33,7 +33,7 @@ class EngineLoad:
     num_waiting_for_capacity: int = 0  # of those, the ones that found no room
     kv_usage: float = 0.0  # 0 to 1
     read_at: float = 0.0  # on the event loop's clock
-    num_ours: int = 0  # our own calls in flight there at that time
+    num_ours: int = 0  # our own calls in flight there at that time, and those that other gateways have told us of
 
 
 class CacheFacts(NamedTuple):
@@ -70,6 +70,7 @@ class Worker:
         # predicted to be cached there. Changed by `Lease` alone.
         self.in_flight = 0
         self.prefill_tokens = 0
+        self.in_flight_elsewhere = 0  # of other gateways, as far as they tell. Changed by `Placements` alone.
         # How many calls we may have in flight there. Changed by admission alone.
         self.window: float = inf
         self.backlog = Backlog()  # how long these prompts will take
@@ -209,7 +210,7 @@ class Lease:
         self.meter: Metered | None = None  # once the request is on its way: what it uses
         self._clock = clock
         self._shows_first_event = shows_first_event
-        self._mark = 0  # where its prompt stands in the worker's backlog
+        self._mark = 0.0  # where its prompt stands in the worker's backlog
         self._is_waiting = False  # for its first event
         self._is_trial = False
 
@@ -248,7 +249,7 @@ class Lease:
         elif is_computed:
             worker.backlog.began(self._mark, self._clock())
         else:
-            worker.backlog.left(tokens, self._mark, self._clock())
+            worker.backlog.left(self._mark, self._clock())
         worker.prefill_tokens -= tokens
         self.prefill_tokens = 0
 

@@ -61,7 +61,7 @@ def test_a_prompt_that_nobody_waits_for_any_more_is_taken_off():
     backlog = Backlog()
     backlog.send(5000, 0.0, shows_first_event=True)
     mark = backlog.send(10_000, 0.0, shows_first_event=True)
-    backlog.left(10_000, mark, 0.5)
+    backlog.left(mark, 0.5)
     assert backlog.ends_at == pytest.approx(1.0)
 
 
@@ -75,20 +75,79 @@ def test_a_first_event_out_of_turn_teaches_nothing():
     assert (backlog.s_per_token, backlog.ends_at) == before
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["send", "began", "left"]), st.integers(0, 20_000), st.floats(0, 5)), max_size=60)
+WHAT = ["send", "began", "left", "ended", "sent_elsewhere", "began_elsewhere"]
+STEPS = st.lists(st.tuples(st.sampled_from(WHAT), st.integers(0, 20_000), st.floats(0, 5)), max_size=60)
 
 
 @given(steps=STEPS)
 def test_whatever_happens_time_and_speed_are_sane(steps):
-    backlog, now, open_ = Backlog(), 0.0, []
-    for what, tokens, later_s in steps:
+    backlog, now, streams, whole = Backlog(), 0.0, [], []
+    for what, number, later_s in steps:
         now += later_s
-        if what == "send" or not open_:
-            open_.append((tokens, backlog.send(tokens, now, shows_first_event=True)))
-        elif what == "began":
-            backlog.began(open_.pop(tokens % len(open_))[1], now)
-        else:
-            backlog.left(*open_.pop(tokens % len(open_)), now)
+        late = max(0.0, now - number / 10_000)
+        if what == "began" and streams:
+            backlog.began(streams.pop(number % len(streams)), now)
+        elif what == "left" and streams:
+            backlog.left(streams.pop(number % len(streams)), now)
+        elif what == "ended" and whole:
+            backlog.ended(whole.pop(number % len(whole)), now)
+        elif what == "sent_elsewhere":
+            backlog.sent_elsewhere(number, late)
+        elif what == "began_elsewhere":
+            backlog.began_elsewhere(late, now)
+        elif what in ("send", "ended"):
+            is_stream = what == "send"
+            (streams if is_stream else whole).append(backlog.send(number, now, shows_first_event=is_stream))
         assert backlog.s_per_token > 0
-        assert backlog.ends_at >= 0
-        assert open_ or backlog.ends_at <= now + 20_000 * len(steps) * backlog.s_per_token
+        assert 0 <= backlog.ends_at <= now + 20_000 * len(steps) * backlog.s_per_token
+        assert "-" not in repr(backlog)
+
+
+def test_what_others_have_sent_before_a_prompt_of_ours_is_done_with_it():
+    backlog = Backlog()
+    backlog.send(3000, 0.0, shows_first_event=True)
+    ours = backlog.send(1000, 0.5, shows_first_event=True)
+    backlog.sent_elsewhere(2000, 0.4)  # heard late: it is before our second one
+    backlog.sent_elsewhere(4000, 0.6)
+    assert backlog.ends_at == pytest.approx(10_000 / FIRST_TOKENS_PER_S)
+    backlog.began(ours, 1.2)  # 6,000 tokens are done, at the speed that was believed
+    assert backlog.s_per_token == pytest.approx(1 / FIRST_TOKENS_PER_S)
+    assert backlog.ends_at == pytest.approx(1.2 + 4000 / FIRST_TOKENS_PER_S)
+
+
+def test_what_others_saw_begin_is_done_and_all_before_it():
+    backlog = Backlog()
+    backlog.send(1000, 0.0, shows_first_event=True)
+    backlog.sent_elsewhere(1000, 0.1)
+    backlog.send(3000, 0.2, shows_first_event=True)
+    backlog.began_elsewhere(0.1, 0.4)
+    assert backlog.ends_at == pytest.approx(0.4 + 3000 / FIRST_TOKENS_PER_S)
+    assert (backlog.seen_mark, backlog.seen_at) == (0.0, 0.0)  # that is not for us to tell
+
+
+@pytest.mark.parametrize("is_heard_in_time", [True, False])
+def test_what_others_sent_counts_for_the_speed_however_late_it_is_heard(is_heard_in_time):
+    backlog, now = Backlog(), 0.0
+    for _ in range(300):
+        sent_at, now = now, now + 1.0  # at 2,000 tokens a second
+        ours = backlog.send(500, sent_at + 0.01, shows_first_event=True)
+        if is_heard_in_time:
+            backlog.sent_elsewhere(1500, sent_at)
+        backlog.began(ours, now)
+        if not is_heard_in_time:
+            backlog.sent_elsewhere(1500, sent_at)
+        backlog.began_elsewhere(sent_at, now - 0.25)
+    assert 1 / backlog.s_per_token == pytest.approx(2000, rel=0.05)
+
+
+def test_a_worker_that_is_idle_has_nothing_left_of_anybody():
+    backlog = Backlog()
+    backlog.sent_elsewhere(5000, 0.0)
+    assert backlog.ends_at == pytest.approx(1.0)
+    backlog.sent_elsewhere(5000, 10.0)
+    assert backlog.ends_at == pytest.approx(11.0)
+    mark = backlog.send(5000, 20.0, shows_first_event=True)
+    assert backlog.ends_at == pytest.approx(21.0)
+    assert repr(backlog).startswith("<Backlog 5000 tokens")
+    backlog.began(mark, 21.0)
+    assert backlog.ends_at == pytest.approx(21.0)

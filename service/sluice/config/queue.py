@@ -29,6 +29,7 @@ class Replicas(Section):
     count: Positive = 1
     dns: str | None = None  # a name with an address for each replica, such as a headless service
     refresh_s: Seconds = 10
+    share_placements: bool = True  # where limits are in Redis: tell each other which prompts went where
 
     @property
     def are_several(self) -> bool:

@@ -47,6 +47,10 @@ class RoutingPolicy(Protocol):
         """The worker has left the pool, or has lost its cache."""
         return
 
+    def heard(self, worker: Worker, tokens: int, hashes: Sequence[int], now: float) -> None:
+        """Another gateway has sent a call there, of whose prompt so many tokens are to be computed. `Worker.backlog` knows."""
+        return
+
     def cache_facts(self, worker: Worker) -> None:
         """More is known of the size of the worker's cache, or of how long a block stays there: see `Worker.cache`."""
         return

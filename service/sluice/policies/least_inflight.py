@@ -32,7 +32,7 @@ class LeastInflight(RoutingPolicy):
         best, least = [candidates[0]], float("inf")
         for worker in candidates:
             backlog = worker.backlog
-            cost = worker.in_flight * DECODING_TOKENS * backlog.s_per_token
+            cost = (worker.in_flight + worker.in_flight_elsewhere) * DECODING_TOKENS * backlog.s_per_token
             if backlog.ends_at > now:
                 cost += backlog.ends_at - now
             if others:

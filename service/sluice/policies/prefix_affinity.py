@@ -104,7 +104,8 @@ class PrefixAffinity(RoutingPolicy):
         s_per_token = worker.backlog.s_per_token
         own_s = tokens * s_per_token
         busy_s = self._freest.wait_s(worker, now) + own_s
-        return busy_s + own_s * self._delay * busy_s + worker.in_flight * DECODING_TOKENS * s_per_token
+        num_calls = worker.in_flight + worker.in_flight_elsewhere
+        return busy_s + own_s * self._delay * busy_s + num_calls * DECODING_TOKENS * s_per_token
 
     def prefill_tokens(self, call: Call, worker: Worker) -> int:
         """Also notes that the call goes there, and what is believed of it."""
@@ -145,6 +146,15 @@ class PrefixAffinity(RoutingPolicy):
             mirror.learn(prediction.ages_kb, prediction.num_blocks, num_found)
             self._mirrors.evict(mirror)
 
+    def heard(self, worker: Worker, tokens: int, hashes: Sequence[int], now: float) -> None:
+        """The prompt is there now: our mirror takes it as one of ours, and what is learnt of all calls, counts it."""
+        self._service_s += LATEST * (tokens * worker.backlog.s_per_token - self._service_s)
+        self._count_gap(now)
+        if hashes:
+            if worker not in self._mirrors.of:
+                self._meet([worker])
+            self._mirrors.use(self._mirrors.of[worker], hashes)
+
     def cache_facts(self, worker: Worker) -> None:
         """The size of the cache in tokens, and by its events how long a block stays: a start for what answers teach."""
         mirror, facts = self._mirrors.of.get(worker), worker.cache
@@ -176,14 +186,17 @@ class PrefixAffinity(RoutingPolicy):
     def _count_call(self, candidates: Sequence[Worker], now: float) -> None:
         """How many calls will find a worker busy that is busy for one second more: those that come meanwhile, those that come
         while these are computed, and so on. Calls of other gateways count as far as engines show them."""
-        if self._last_at is not None:
-            self._gap_s += LATEST * (now - self._last_at - self._gap_s)
-        self._last_at = now
+        self._count_gap(now)
         self._num_picks += 1
         if self._num_picks % CROWD_EVERY == 0:
             self._crowd += 0.1 * (_crowd(candidates) - self._crowd)
         rate = self._crowd / (max(self._gap_s, 1e-6) * len(candidates))
         self._delay = rate / (1.0 - min(MOST_BUSY, rate * self._service_s))
+
+    def _count_gap(self, now: float) -> None:
+        if self._last_at is not None:
+            self._gap_s += LATEST * (now - self._last_at - self._gap_s)
+        self._last_at = now
 
     def _contenders(
         self, candidates: Sequence[Worker], call: Call, holders: Sequence[tuple[int, int]]

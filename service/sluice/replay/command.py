@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gateways", type=_positive, default=1, metavar="N", help="replicas (default: 1)")
     parser.add_argument("--sticky", action="store_true", help="conversations stay with their gateway")
+    parser.add_argument(
+        "--notes-late-ms",
+        type=float,
+        metavar="MS",
+        help="they tell each other what went where, heard so late (default: they do not)",
+    )
     parser.add_argument("--requests", type=_positive, metavar="N", help="only the first so many")
     parser.add_argument("--prefill-tokens-per-s", type=float, default=8000.0, metavar="N", help="of a worker (default: 8000)")
     parser.add_argument("--pick-cost", action="store_true", help="also print what a pick of each policy takes")
@@ -95,6 +101,7 @@ def _study(args: argparse.Namespace) -> Study:
         num_workers=args.workers,
         num_gateways=args.gateways,
         sticky=args.sticky,
+        notes_late_s=None if args.notes_late_ms is None else args.notes_late_ms / 1e3,
         num_seeds=args.seeds,
     )
 

@@ -40,6 +40,7 @@ class Study:
     num_workers: int = 8
     num_gateways: int = 1
     sticky: bool = False
+    notes_late_s: float | None = None  # None: gateways tell each other nothing
     num_seeds: int = 1
 
 
@@ -109,7 +110,7 @@ def run_case(study: Study, case: Case) -> Figures:
         make = policy_class("replay", case.policy)
         seeded = {"seed": case.seed} if "seed" in signature(make).parameters else {}
         policies = [make(**seeded) for _ in range(study.num_gateways)]
-        chooser = Gateways(policies, engines, case.seed, sticky=study.sticky)
+        chooser = Gateways(policies, engines, case.seed, sticky=study.sticky, notes_late_s=study.notes_late_s)
     return figures_of(simulate(arrivals, engines, chooser))
 
 

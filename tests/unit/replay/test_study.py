@@ -76,6 +76,21 @@ def test_conversations_that_stay_with_their_gateway_find_what_they_left():
     assert hit_rate(sticky=True) > hit_rate(sticky=False)
 
 
+@pytest.mark.parametrize("num_gateways", [2, 4])
+def test_gateways_that_tell_each_other_hit_as_much_as_one(num_gateways):
+    """Calls go to any of them; what they tell is heard 50 ms later, or never."""
+
+    def run(num: int, late_s: float | None):
+        everyone = engines()
+        policies = [PrefixAffinity(seed) for seed in range(num)]
+        return simulate(arrivals(), everyone, Gateways(policies, everyone, seed=1, notes_late_s=late_s))
+
+    one, telling, silent = run(1, None), run(num_gateways, 0.05), run(num_gateways, None)
+    assert telling.hit_rate >= 0.97 * one.hit_rate
+    assert silent.hit_rate < 0.9 * one.hit_rate
+    assert telling.mean_s < silent.mean_s
+
+
 def test_the_oracle_waits_least_and_no_placement_hits_much_more_than_one_pooled_cache():
     everyone = engines()
     oracle = simulate(arrivals(), everyone, Oracle(everyone, 1))
