@@ -31,8 +31,7 @@ def _options() -> argparse.Namespace:
 def run(directory: Path, size: Size, names: list[str], policy: str | None = None) -> list[Result]:
     """Play these scenarios one after the other; raises `StackFailed`."""
     options = ["-n", str(size.num_workers), "--time-warp", str(size.warp), "--num-gpu-blocks", "8192"]
-    # Half of the workers may refuse before any of them is known for it: so many must a call be able to pass by.
-    settings = {"bounds": {"ignore_eos": True}, "max_retries": 8} | ({"policy": policy} if policy else {})
+    settings = {"bounds": {"ignore_eos": True}} | ({"policy": policy} if policy else {})
     oracle = Oracle()
     results = []
     with fleet(directory, *options) as workers, gateway(directory, routes(workers, **settings)) as ours:

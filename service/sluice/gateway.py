@@ -230,6 +230,9 @@ class Exchanging:
         """Try workers until one has answered, within the route's `max_retries`, and none of them twice.
 
         Where nothing was computed the next one is asked at once; where something may have been, within the retry budget.
+        Workers that are full are passed by beyond `max_retries`, as long as there is one whose own last call went well: either
+        this one does too, or nobody else comes upon that worker in vain. So a part of the pool that turns full is found out
+        once, and a pool that is full does not see each call at each worker.
         """
         served.retries.count_call(self._clock())
         hedging = served.hedging if call.stream else None
@@ -249,10 +252,12 @@ class Exchanging:
                 if attempt.worker is None or not is_workers_fault(exc):
                     raise
                 await self._lose(attempt.worker, exc)
-                if self.attempts - num_before > served.settings.max_retries or self._clock() >= call.deadline:
+                if self._clock() >= call.deadline or not served.pool.candidates(call, tried):
                     raise
-                if not served.pool.candidates(call, tried):
-                    raise
+                max_retries = served.settings.max_retries
+                if self.attempts - num_before > max_retries:
+                    if not (max_retries and isinstance(exc, WorkerFull) and served.pool.has_calm(call, tried)):
+                        raise
                 if not isinstance(exc, WorkerRefused):
                     if not served.retries.take(self._clock()):
                         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from math import inf
 
 from sluice.errors import WorkerUnavailable
@@ -117,8 +117,11 @@ class Pool:
         if not tried:
             return self._candidates
         left = [worker for worker in self._candidates if worker not in tried]
-        calm = [worker for worker in left if not worker.ejection.num_failures]
-        return calm or left or [worker for worker in self.workers if worker.is_usable and worker not in tried]
+        return _calm(left) or left or [worker for worker in self.workers if worker.is_usable and worker not in tried]
+
+    def has_calm(self, call: Call, tried: Collection[Worker]) -> bool:
+        """Whether there is a candidate whose own last call did not fail."""
+        return bool(_calm(self.candidates(call, tried)))
 
     def lease(self, call: Call, tried: Collection[Worker], now: float) -> Lease:
         """One slot on the worker that the policy picks; raises `WorkerUnavailable` where there is no candidate."""
@@ -164,3 +167,8 @@ class Pool:
         if uses_ejected and not self.uses_ejected:
             logger.warning("route %s: calls failed on all %d workers that are up; all are used", self.route, len(usable))
         self.uses_ejected = uses_ejected
+
+
+def _calm(workers: Iterable[Worker]) -> list[Worker]:
+    """Those whose last call did not fail."""
+    return [worker for worker in workers if not worker.ejection.num_failures]

@@ -174,9 +174,34 @@ async def test_a_stream_too_goes_to_another_worker_until_its_first_event():
 async def test_as_many_workers_are_asked_as_the_route_allows_and_none_twice(max_retries, num_asked):
     async with line(4, max_retries=max_retries) as (here, *workers):
         for worker in workers:
-            worker.on(CHAT, scripts.queue_full())
+            worker.on(CHAT, scripts.reset_before_any_byte())
         assert isinstance(await failure(here), WorkerRefused)
         assert numbers(*workers) == [1] * num_asked + [0] * (4 - num_asked)
+
+
+async def test_workers_that_turn_full_are_passed_by_until_one_is_not():
+    async with line(8, max_retries=2) as (here, *workers):
+        for worker in workers[:7]:
+            worker.on(CHAT, scripts.queue_full())
+        assert b"Hello" in await whole(here)
+        assert numbers(*workers) == [1] * 8
+
+
+async def test_a_pool_that_is_full_sees_each_call_at_as_few_workers_as_the_route_allows():
+    async with line(6, max_retries=1) as (here, *workers):
+        for worker in workers:
+            worker.on(CHAT, scripts.queue_full())
+        assert isinstance(await failure(here), WorkerFull)
+        assert sum(numbers(*workers)) == 6  # nobody knew
+        assert isinstance(await failure(here), WorkerFull)
+        assert sum(numbers(*workers)) == 8
+
+
+async def test_a_route_without_retries_passes_nobody_by():
+    async with line(2, max_retries=0) as (here, one, two):
+        one.on(CHAT, scripts.queue_full())
+        assert isinstance(await failure(here), WorkerFull)
+        assert numbers(one, two) == [1, 0]
 
 
 @pytest.mark.parametrize(
