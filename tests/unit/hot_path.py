@@ -5,7 +5,6 @@ The workers are real HTTP servers on loopback; the policy picks them in their or
 
 import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
@@ -29,7 +28,7 @@ from tests.support.scripted_worker import ScriptedWorker
 CHAT = Endpoint.CHAT.value
 MODEL = "smollm2"
 ASK = {"model": MODEL, "messages": [{"role": "user", "content": "Say hi"}]}
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 
 
 class InOrder(RoutingPolicy):
@@ -53,8 +52,8 @@ class Line:
         self.settings = Route.model_validate({"workers": {"static": urls}} | settings)
         connect_s = self.settings.timeouts.connect_s
         self.workers = [Worker(url, Connections(url, connect_s=connect_s)) for url in urls]
-        self.pool = Pool(MODEL, self.workers, policy or InOrder())
-        self.admission = Admission(self.pool, self.settings.queue)
+        self.pool = Pool(MODEL, self.workers, policy or InOrder(), now)
+        self.admission = Admission(self.pool, self.settings.queue, now)
         self.hedging = Hedging(self.settings.hedge) if self.settings.hedge.enabled else None
         self.served = Served(self.settings, self.pool, self.admission, retries=retries or RetryBudget(), hedging=self.hedging)
         self.routes = {MODEL: self.served}
@@ -182,16 +181,15 @@ class Client:
 
 def now() -> float:
     """The clock of calls and of the event loop."""
-    return time.monotonic()
+    return asyncio.get_running_loop().time()
 
 
-async def until(condition: Callable[[], bool], *, max_turns: int = 1000) -> None:
-    """Let the event loop turn until `condition()` holds: for what follows from what has happened, with no clock in it."""
-    for _ in range(max_turns):
-        if condition():
-            return
+async def until(condition: Callable[[], object]) -> None:
+    """Let the event loop turn until `condition()` holds: for what no event of a client or worker tells."""
+    ends_at = now() + PATIENCE_S
+    while not condition():
+        assert now() < ends_at, "never"
         await asyncio.sleep(0)
-    raise AssertionError("not after a thousand turns of the event loop")
 
 
 @contextmanager

@@ -9,7 +9,6 @@ Only uvicorn's main loop is left out: it wakes every 0.1 s to look at the clock,
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -142,9 +141,10 @@ class Gateway:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Let the loop turn until it is so; for what no event of a client or worker tells."""
-        ends_at = time.monotonic() + PATIENCE_S
+        now = asyncio.get_running_loop().time
+        ends_at = now() + PATIENCE_S
         while not condition():
-            assert time.monotonic() < ends_at, f"never: {self.held}, {self.connections}"
+            assert now() < ends_at, f"never: {self.held}, {self.connections}"
             await asyncio.sleep(0)
 
     async def holds_nothing(self) -> None:
@@ -177,7 +177,7 @@ async def serving(asked: Settings, ledger: Ledger | None = None) -> AsyncIterato
     with log_path.open("wb") as out, AccessLog(out.fileno(), metrics.access_lines_dropped) as log:
         app = build(
             asked,
-            clock=time.monotonic,
+            clock=asyncio.get_running_loop().time,
             log=log if asked.server.access_log else None,
             metrics=metrics,
             ledger=ledger,

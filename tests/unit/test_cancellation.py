@@ -6,7 +6,6 @@ its first wait, then at its second, and so on until it runs through; each time i
 
 import asyncio
 import ssl
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from math import inf
@@ -27,7 +26,7 @@ from tests.support import scripts
 from tests.support import vllm_shapes as vllm
 from tests.support.raw_server import Connection, Request
 from tests.support.scripted_worker import ScriptedWorker
-from tests.unit.hot_path import ASK, CHAT, until
+from tests.unit.hot_path import ASK, CHAT, now, until
 
 STREAM = ASK | {"stream": True}
 
@@ -103,7 +102,7 @@ async def gateway(*workers: ScriptedWorker, hedge: dict[str, Any] | None = None,
     urls = [worker.url for worker in workers]
     route = {"workers": {"static": urls} | workers_need, "policy": "tests.unit.hot_path:InOrder", "hedge": hedge or {}}
     settings = Settings.model_validate({"auth": {"mode": "open"}, "routes": {"smollm2": route}})
-    app = build(settings, clock=time.monotonic, log=None, metrics=Metrics(CollectorRegistry()))
+    app = build(settings, clock=now, log=None, metrics=Metrics(CollectorRegistry()))
     try:
         yield app
     finally:
@@ -194,7 +193,7 @@ async def late(app: App, workers: list[ScriptedWorker]) -> None:
     for _ in range(50):
         for bits in range(8):  # whatever the prompt is estimated at
             served.hedging.first_events.learn(2**bits, 0.0)
-        served.hedging.count_call(time.monotonic())
+        served.hedging.count_call(now())
     for worker in served.pool.workers:
         worker.load = EngineLoad()
 

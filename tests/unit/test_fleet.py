@@ -2,8 +2,7 @@
 
 import asyncio
 import ssl
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from tests.support import vllm_shapes as vllm
 from tests.support.kube_api import KubeApi, pod
 from tests.support.raw_server import Connection, Request
 from tests.support.scripted_worker import ScriptedWorker
-from tests.unit.hot_path import InOrder
+from tests.unit.hot_path import InOrder, until
 from tests.unit.in_process import CHAT, Gateway, serving, settings
 from tests.unit.loadtest.simfleet_client import fleet as sim_fleet
 
@@ -65,13 +64,6 @@ async def following_url(url: str, **workers: Any) -> AsyncIterator[tuple[Fleet, 
         task.cancel()
         await asyncio.wait({task})
         ours.close()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    ends_at = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < ends_at
-        await asyncio.sleep(0)
 
 
 async def post(simulated: SimFleet, path: str, **body: Any) -> None:

@@ -195,7 +195,7 @@ async def test_a_client_that_leaves_before_the_answer_frees_the_worker(
     async with way(gateway, body) as talk:
         await worker.wait_calls(1)
         await talk.leave()
-        await worker.wait_aborted(1, within_s=1)
+        await worker.wait_aborted(1)
 
 
 async def test_a_client_that_leaves_in_a_stream_frees_the_worker(way: Way, gateway: Gateway, worker: ScriptedWorker):
@@ -203,7 +203,7 @@ async def test_a_client_that_leaves_in_a_stream_frees_the_worker(way: Way, gatew
     async with way(gateway, STREAM) as talk:
         await talk.read_until(b"from")
         await talk.leave()
-        await worker.wait_aborted(1, within_s=1)
+        await worker.wait_aborted(1)
 
 
 @pytest.mark.parametrize(

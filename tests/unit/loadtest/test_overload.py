@@ -58,7 +58,7 @@ async def test_livez_is_asked_until_it_is_enough():
         worker.on("/livez", *[scripts.reply(200, b"ok\n", headers=[("connection", "close")])] * 100)
         seen: list[float] = []
         watching = asyncio.create_task(watch_livez([worker.url], seen, every_s=0))
-        await until(lambda: len(seen) >= 3, max_turns=100_000)
+        await until(lambda: len(seen) >= 3)
         watching.cancel()
         with pytest.raises(asyncio.CancelledError):
             await watching

@@ -32,6 +32,7 @@ async def test_more_connections_than_allowed_are_told_to_come_again(tmp_path: Pa
         assert (await gateway.request("GET", "/livez")).status == 200
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # it opens a hundred while the first one lingers
 async def test_connections_far_beyond_that_are_closed_without_a_word(tmp_path: Path):
     async with serving(settings(tmp_path, "http://127.0.0.1:9", server={"max_connections": 1})) as gateway:
         async with AsyncExitStack() as stack:
@@ -42,15 +43,17 @@ async def test_connections_far_beyond_that_are_closed_without_a_word(tmp_path: P
             assert (await clients[0].read_response()).status == 200
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_an_idle_connection_is_closed_in_time(tmp_path: Path):
     async with serving(settings(tmp_path, "http://127.0.0.1:9", server={"keep_alive_s": 0.05})) as gateway:
         async with gateway.connect() as client:
             for _ in range(2):
                 await client.send(gateway.bytes("GET", "/livez"))
                 assert (await client.read_response()).status == 200
-            assert await client.read_rest(within_s=2) == b""
+            assert await client.read_rest() == b""
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_a_connection_is_not_idle_while_it_streams(tmp_path: Path):
     gate = asyncio.Event()
     async with ScriptedWorker() as worker:
@@ -131,7 +134,7 @@ async def test_a_body_that_breaks_off_under_an_answer_ends_the_call(tmp_path: Pa
                 await worker.wait_calls(2)
                 await client.send(b"no chunk\r\n\r\n")
                 told(await client.read_response(), 400)
-                await worker.wait_aborted(1, within_s=1)
+                await worker.wait_aborted(1)
                 await gateway.holds_nothing()
                 assert gateway.connections
                 assert await client.read_rest() == b""
@@ -139,8 +142,8 @@ async def test_a_body_that_breaks_off_under_an_answer_ends_the_call(tmp_path: Pa
 
 async def num_cycles(gateway: Gateway, requests: list[bytes]) -> int:
     """How many requests are still in memory after these, without the collector's help."""
-    gc.collect()
     gc.disable()
+    gc.freeze()  # what there was before is neither looked at nor counted
     try:
         async with gateway.connect() as client:
             for request in requests:
@@ -149,6 +152,7 @@ async def num_cycles(gateway: Gateway, requests: list[bytes]) -> int:
             await gateway.holds_nothing()
             return sum(isinstance(thing, RequestResponseCycle) for thing in gc.get_objects())
     finally:
+        gc.unfreeze()
         gc.enable()
 
 

@@ -222,7 +222,7 @@ async def test_patience_that_ends_while_the_replacement_connects_is_not_forgotte
         worker.on_reuse = scripts.reset_before_any_byte
         async with connections.send(head_of(connections), BODY) as sending:
             heading = asyncio.create_task(sending.head())
-            await until(lambda: sending.answer.ended, max_turns=100_000)
+            await until(lambda: sending.answer.ended)
             sending.fail(WorkerTimeout("too slow"))  # the answer that it could end has ended already
             with pytest.raises(WorkerTimeout):
                 await heading
