@@ -8,6 +8,9 @@ price, over the tenant's weight. It is charged by estimate when a call starts an
 so a lie about `max_tokens` gains nothing. Who was away comes back level with those who are served now: nobody saves up,
 and nobody pays for hours in which nobody else wanted the workers. Among the calls of one person the earliest deadline is
 first, then the earliest arrival.
+
+Where slots are scarce, the last few are spared for whoever has fewer than their part (`is_over_share`): a turn is worth little
+to one who has to wait until somebody else's call is over.
 """
 
 from __future__ import annotations
@@ -20,15 +23,17 @@ from sluice.types import Call
 
 OUTPUT_WEIGHT = 2  # what a token of the answer costs the engine, in tokens of a prompt
 MAX_IDLE_ACCOUNTS = 10_000
+KEPT_ROUNDS = 12  # of pruning, in which an idle account still has its part
 
 
 class Account:
     """What somebody has had: the tag at which the next call would start."""
 
-    __slots__ = ("in_flight", "lifts", "num_waiting", "tag", "waiting_cost")
+    __slots__ = ("idle_rounds", "in_flight", "lifts", "num_waiting", "tag", "waiting_cost")
 
     def __init__(self) -> None:
         self.tag = 0.0
+        self.idle_rounds = 0
         self.lifts = 0  # how often it was brought level; a refund from before is worth nothing after
         self.in_flight = 0
         self.num_waiting = 0
@@ -37,6 +42,11 @@ class Account:
     @property
     def is_idle(self) -> bool:
         return not self.in_flight and not self.num_waiting
+
+    def is_forgettable(self, too_many: bool, level: float) -> bool:
+        """Whether it may be forgotten: idle for long, and with nothing to be held against it."""
+        self.idle_rounds += self.is_idle
+        return self.is_idle and (too_many or (self.tag <= level and self.idle_rounds > KEPT_ROUNDS))
 
     def lift(self, level: float) -> None:
         if self.tag < level:
@@ -55,12 +65,13 @@ class Person(Account):
 
 
 class Tenant(Account):
-    __slots__ = ("idle_people", "level", "name", "people", "weight")
+    __slots__ = ("level", "name", "people", "priority", "weight")
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
         self.weight = 1
+        self.priority = 0  # of the call that came last
         self.level = 0.0  # the tag of the person who was served last
         self.people: dict[str, Person] = {}
 
@@ -110,6 +121,7 @@ class FairQueue:
         self._tenants: dict[str, Tenant] = {}
         self._ahead: list[Place] = []  # retried and resumed calls: they have waited already
         self._level = 0.0  # the tag of the tenant who was served last
+        self._weights: dict[int, int] = {}  # by class: of all tenants who have come lately and are not below it
         self._num_waits = 0
         self._num_waiting = 0
         self.waiting_cost = 0.0
@@ -126,12 +138,18 @@ class FairQueue:
         tenant = self._tenants.get(name)
         if tenant is None:
             tenant = self._tenants[name] = Tenant(name)
-        tenant.weight = place.call.tenant.weight
+            self._weights.clear()
+        weight, priority = place.call.tenant.weight, place.call.tenant.priority
+        if tenant.weight != weight or tenant.priority != priority:
+            tenant.weight, tenant.priority = weight, priority
+            self._weights.clear()
+        tenant.idle_rounds = 0
         if not tenant.waiting_cost:
             tenant.lift(_level(self._tenants.values(), self._level))
         person = tenant.people.get(place.call.user)
         if person is None:
             person = tenant.people[place.call.user] = Person()
+        person.idle_rounds = 0
         if not person.waiting_cost:
             person.lift(_level(tenant.people.values(), tenant.level))
         place.tenant, place.person = tenant, person
@@ -176,6 +194,29 @@ class FairQueue:
                 if key < best_key:
                     best, best_key = head, key
         return best
+
+    def in_turn(self, num_slots: float | None) -> Iterator[Place]:
+        """Those who wait, the next one first; where the slots that are left of `num_slots` are spared, those who may have them,
+        of whom none is of a lower class than who is next."""
+        first = self.first()
+        if first is None:
+            return
+        if num_slots is None:
+            yield first
+            yield from (place for place in self.ranking() if place is not first)
+        elif first.is_ahead or any(self._has_modest(tenant, num_slots) for tenant in self._tenants.values()):
+            for place in self.ranking():
+                if place.is_ahead or (place.order[0] <= first.order[0] and not self.is_over_share(place, num_slots)):
+                    yield place
+
+    def is_over_share(self, place: Place, num_slots: float) -> bool:
+        """Whether its tenant has its part of so many slots: by weight, among all who have come lately and are not of a lower
+        class. Of a tenant beside whom there is nobody: whether its person has."""
+        tenant = place.tenant
+        weights = self._weight_from(tenant.priority)
+        if weights > tenant.weight:
+            return tenant.in_flight * weights >= num_slots * tenant.weight
+        return len(tenant.people) > 1 and place.person.in_flight * len(tenant.people) >= num_slots
 
     def ranking(self) -> list[Place]:
         """All that wait, in the order in which they would start if nobody came, and each took what is expected of it."""
@@ -237,14 +278,25 @@ class FairQueue:
         return [tenant for tenant in self._tenants.values() if not tenant.is_idle]
 
     def prune(self) -> None:
-        """Forget idle accounts that hold nothing against anybody; all idle ones, where they are too many."""
+        """Forget accounts that are idle for long and hold nothing against anybody; all idle ones, where they are too many."""
         too_many = sum(1 + len(tenant.people) for tenant in self._tenants.values()) > MAX_IDLE_ACCOUNTS
         for tenant in list(self._tenants.values()):
             for name, person in list(tenant.people.items()):
-                if person.is_idle and (too_many or person.tag <= tenant.level):
+                if person.is_forgettable(too_many, tenant.level):
                     del tenant.people[name]
-            if tenant.is_idle and (too_many or tenant.tag <= self._level):
+            if tenant.is_forgettable(too_many, self._level):
                 del self._tenants[tenant.name]
+                self._weights.clear()
+
+    def _weight_from(self, priority: int) -> int:
+        """Of all tenants in this class and above; reckoned anew when one has come, has changed or is forgotten."""
+        if priority not in self._weights:
+            self._weights[priority] = sum(one.weight for one in self._tenants.values() if one.priority >= priority)
+        return self._weights[priority]
+
+    def _has_modest(self, tenant: Tenant, num_slots: float) -> bool:
+        """Whether one of its calls that wait might have a spared slot."""
+        return bool(tenant.waiting_cost) and any(not self.is_over_share(one.waiting[0], num_slots) for one in tenant.waiting)
 
     def _count(self, place: Place, number: int) -> None:
         self._num_waiting += number

@@ -4,7 +4,8 @@ Who has a slot is decided in one place, `_grant`, which never awaits: it runs wh
 and others wait, and ten times a second (for windows that have grown, workers that are back, times that are up). A waiter
 that is cancelled leaves no trace; one that was given a slot in that very moment gives it back.
 
-Where nothing waits and a worker has room, `enter` gives the lease without a task switch.
+Where nothing waits and a worker has room, `enter` gives the lease without a task switch. A slot at each worker is spared for
+tenants who have fewer than their part: who has more does not get it while others have come lately.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from typing import NamedTuple
 
 from sluice.admission.drain import Drain
@@ -29,6 +31,7 @@ from sluice.worker import Lease, Worker
 
 TICK_S = 0.1
 PRUNE_TICKS = 50
+SPARED_FROM = 8  # slots of a worker, of all gateways together: of fewer none is spared
 STANDINGS_S = 0.5  # how old what clients are told of their place may be
 QUEUE_TIME_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)
 # What costs the engine nothing does not wait behind what does.
@@ -70,6 +73,8 @@ class Admission:
         self._queued: set[Entry] = set()
         self._started: set[Entry] = set()
         self._windows: dict[Worker, Window] = {}
+        self._num_slots = inf  # of all workers
+        self._spared: dict[Worker, int] = {}  # slots that are not for whoever has more than its part
         self._had_waiting = False
         self._num_ticks = 0
         self._standings: dict[Entry, Standing] = {}
@@ -166,6 +171,7 @@ class Admission:
         had_waiting, self._had_waiting = self._had_waiting, bool(self._queue)
         for window in self._windows.values():
             window.look(share, had_waiting=had_waiting)
+        self._spare(share)
         if self._queue:
             self._expire(now)
             for entry in self._started:
@@ -211,8 +217,8 @@ class Admission:
     def _grant(self, now: float) -> None:
         """Give each free slot to the first in turn who can use it."""
         while self._queue and self._has_room():
-            for entry in self._in_turn():
-                assert entry.done is not None
+            for entry in self._queue.in_turn(self._num_slots if self._is_scarce() else None):
+                assert isinstance(entry, Entry) and entry.done is not None
                 if entry.done.cancelled():  # it is about to leave
                     continue
                 if (lease := self._turn_of(entry, now)) is not None:
@@ -223,16 +229,6 @@ class Admission:
                     break
             else:
                 return
-
-    def _in_turn(self) -> Iterator[Entry]:
-        first = self._queue.first()
-        if first is not None:
-            assert isinstance(first, Entry)
-            yield first
-            for place in self._queue.ranking():
-                if place is not first:
-                    assert isinstance(place, Entry)
-                    yield place
 
     def _turn_of(self, entry: Entry, now: float) -> Lease | None:
         """The lease of a waiting call whose turn it is. None: not on the workers that have room; or it is refused."""
@@ -251,7 +247,10 @@ class Admission:
         candidates = pool.candidates(call, entry.tried)
         if not candidates:
             raise pool.unavailable()
-        able = [worker for worker in candidates if worker.in_flight < worker.window]
+        if self._spared and not entry.is_ahead and self._queue.is_over_share(entry, self._num_slots):
+            able = [worker for worker in candidates if worker.in_flight < worker.window - self._spared.get(worker, 0)]
+        else:
+            able = [worker for worker in candidates if worker.in_flight < worker.window]
         if not able:
             return None
         if len(able) < len(candidates) and (until := pool.waits_until(candidates, able, call, now)) is not None:
@@ -263,6 +262,25 @@ class Admission:
 
     def _has_room(self) -> bool:
         return any(worker.in_flight < worker.window for worker in self.pool.workers)
+
+    def _is_scarce(self) -> bool:
+        """Whether no slots are left but those that are spared."""
+        spared = self._spared
+        return bool(spared) and not any(
+            worker.in_flight < worker.window - spared.get(worker, 0) for worker in self.pool.workers
+        )
+
+    def _spare(self, share: float) -> None:
+        """Our part of what is spared, whole slots at as many workers as that gives."""
+        workers = [worker for worker in self.pool.workers if worker.is_usable]
+        self._num_slots = sum([worker.window for worker in workers])
+        self._spared.clear()
+        part = 0.0
+        for worker in workers:
+            if SPARED_FROM * share <= worker.window < inf:
+                part += self._settings.spared_slots * share
+                self._spared[worker] = int(part + 1e-6)
+                part -= self._spared[worker]
 
     def _start(self, entry: Entry, lease: Lease, now: float) -> None:
         self._queue.start(entry)

@@ -71,13 +71,20 @@ class PrefixAffinity(RoutingPolicy):
         return self._best(candidates, call, now)[0]
 
     def waits_until(self, candidates: Sequence[Worker], able: Sequence[Worker], call: Call, now: float) -> float | None:
-        """A worker without room that is better than all who have is waited for, as long as it is better by."""
+        """A worker without room that is better than all who have is waited for, as long as the call itself would have to wait
+        more for its first token elsewhere: then it loses nothing by it, whoever has room first."""
         candidates = with_adapter(candidates, call)
-        best, least = self._best(candidates, call, now)
+        best, _ = self._best(candidates, call, now)
         if best in able:
             return None
-        _, cost = self._best(able, call, now)
-        return now + cost - least if cost > least else None
+        there_s = self._first_token_s(call, best, now)
+        other, _ = self._best(able, call, now)
+        gain_s = self._first_token_s(call, other, now) - there_s
+        return now + gain_s if gain_s > 0.0 else None
+
+    def _first_token_s(self, call: Call, worker: Worker, now: float) -> float:
+        """For a candidate of the last `_best`."""
+        return self._freest.wait_s(worker, now) + self._tokens_left(call, worker, self._holders) * worker.backlog.s_per_token
 
     def _best(self, candidates: Sequence[Worker], call: Call, now: float) -> tuple[Worker, float]:
         """Where the call costs least, and how much that is."""

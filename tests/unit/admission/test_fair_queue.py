@@ -1,9 +1,11 @@
 """Who is next: shares of tenants and people, classes, deadlines, and who is shed first. Time is a number here."""
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sluice.admission.fair_queue import MAX_IDLE_ACCOUNTS, OUTPUT_WEIGHT, FairQueue, Place
+from sluice.admission.fair_queue import KEPT_ROUNDS, MAX_IDLE_ACCOUNTS, OUTPUT_WEIGHT, FairQueue, Place
 from sluice.types import Call
 from tests.unit.admission.calls import a_call
 
@@ -218,18 +220,66 @@ def test_of_a_tenants_people_the_greediest_loses():
     assert queue.outweighs(ann[-1], cat)
 
 
-def test_idle_accounts_are_forgotten_once_they_hold_nothing_against_anybody():
+def test_accounts_that_are_idle_for_long_are_forgotten_once_they_hold_nothing_against_anybody():
     queue = FairQueue()
+
+    def prune() -> str:
+        for _ in range(KEPT_ROUNDS + 1):
+            queue.prune()
+        return repr(queue)
+
     for number in range(10):
         waiting(queue, a_call(f"t{number}", f"u{number}"))
     served(queue, 10)
-    queue.prune()
-    assert repr(queue) == "<FairQueue [0 waiting | 10 tenants]>"  # each had one call: that still counts
+    assert prune() == "<FairQueue [0 waiting | 10 tenants]>"  # each had one call: that still counts
     for _ in range(3):
         waiting(queue, a_call("t0"))
     served(queue, 3)
-    queue.prune()
+    for _ in range(KEPT_ROUNDS):
+        queue.prune()
     assert repr(queue) == "<FairQueue [0 waiting | 1 tenants]>"
+
+
+def in_flight(queue: FairQueue, number: int, *about: Any, **more: Any) -> Place:
+    """So many calls that have started; the next one, which has joined."""
+    for _ in range(number):
+        at_once(queue, a_call(*about, **more))
+    place = Place(a_call(*about, **more))
+    queue.join(place)
+    return place
+
+
+def test_a_tenants_part_of_the_slots_is_by_weight_among_those_who_have_come_lately():
+    queue = FairQueue()
+    heavy = in_flight(queue, 6, "heavy", weight=2)
+    assert not queue.is_over_share(heavy, 6)  # it is alone
+    light = in_flight(queue, 2, "light")
+    assert queue.is_over_share(heavy, 9) and not queue.is_over_share(heavy, 9.5)
+    assert queue.is_over_share(light, 6) and not queue.is_over_share(light, 6.5)
+    in_flight(queue, 0, "low", priority=-1)
+    assert not queue.is_over_share(heavy, 9.5)  # a lower class has no part beside it
+
+
+def test_of_a_tenant_that_is_alone_each_person_has_a_part():
+    queue = FairQueue()
+    ann, bob = in_flight(queue, 5, "team", "ann"), in_flight(queue, 4, "team", "bob")
+    assert queue.is_over_share(ann, 10) and not queue.is_over_share(bob, 10)
+    in_flight(queue, 0, "other")
+    assert not queue.is_over_share(ann, 20) and queue.is_over_share(bob, 18)  # now it is one of two tenants
+
+
+def test_slots_that_are_spared_go_by_turns_to_those_below_their_part_and_to_no_lower_class():
+    queue = FairQueue()
+    in_flight(queue, 9, "heavy")
+    in_flight(queue, 1, "light")
+    first = waiting(queue, a_call("heavy"))
+    assert [*queue.in_turn(10)] == [] and [*queue.in_turn(None)] == [first]
+    light = [waiting(queue, a_call("light")) for _ in range(2)]
+    low = waiting(queue, a_call("low", priority=-1))
+    assert [*queue.in_turn(10)] == light
+    assert set(queue.in_turn(None)) == {first, *light, low}
+    again = waiting(queue, a_call("heavy"), ahead=True)
+    assert [*queue.in_turn(10)] == [again, *light]
 
 
 def test_accounts_of_very_many_people_do_not_gather():

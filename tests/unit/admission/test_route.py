@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sluice.admission.route import QUEUE_TIME_S, TICK_S, Admission
+from sluice.admission.fair_queue import KEPT_ROUNDS
+from sluice.admission.route import PRUNE_TICKS, QUEUE_TIME_S, TICK_S, Admission
 from sluice.admission.shedding import REASONS
 from sluice.errors import GatewayError, Overloaded, WorkerUnavailable
 from sluice.policies.least_inflight import LeastInflight
@@ -20,10 +21,10 @@ from tests.unit.hot_path import until
 class Door:
     """An admission in virtual time, over workers with so many slots each, and the calls of a test."""
 
-    def __init__(self, *slots: float, policy: Any = None, **settings: object) -> None:
+    def __init__(self, *slots: float, policy: Any = None, share: float = 1.0, **settings: object) -> None:
         self.clock = Clock()
         self.workers = [a_worker(number, window) for number, window in enumerate(slots or (1,))]
-        self.admission = Admission(a_pool(*self.workers, policy=policy), queue(**settings), self.clock)
+        self.admission = Admission(a_pool(*self.workers, policy=policy), queue(**settings), self.clock, lambda: share)
         self.order: list[str] = []
         self._calls: list[Caller] = []
 
@@ -112,6 +113,58 @@ async def test_slots_go_by_turns_to_tenants():
     await asyncio.gather(*(caller.task for caller in door._calls))
     assert door.order[:4].count("light") == 2
     await door.end()
+
+
+async def test_a_slot_of_each_worker_is_spared_for_a_tenant_that_has_come_lately_and_has_fewer_than_its_part():
+    door = Door(10, 10)
+    light = door.call(tenant="light")
+    await door.passes(0.1)
+    heavy = [door.call(tenant="heavy") for _ in range(30)]
+    await door.calls()
+    assert [worker.in_flight for worker in door.workers] == [9, 9]
+    late = [door.call(tenant="light") for _ in range(2)]
+    await door.calls()
+    assert all(caller.lease is not None for caller in late) and [worker.in_flight for worker in door.workers] == [10, 10]
+    light.leave()
+    await until(lambda: light.task.done())
+    await door.passes(0.1)
+    assert sum(caller.lease is not None for caller in heavy) == 17  # the slot is spared again
+    await door.end()
+
+
+async def test_a_tenant_that_is_alone_has_all_slots_and_again_when_others_have_long_been_away():
+    door = Door(20)
+    light = door.call(tenant="light")
+    await door.passes(0.1)
+    light.leave()
+    heavy = [door.call(tenant="heavy") for _ in range(30)]
+    await door.calls(*heavy)
+    assert sum(caller.lease is not None for caller in heavy) == 19
+    for _ in range((KEPT_ROUNDS + 2) * PRUNE_TICKS):
+        door.admission.tick()
+    await asyncio.sleep(0)
+    assert sum(caller.lease is not None for caller in heavy) == 20
+    await door.end()
+
+
+async def test_gateways_that_share_workers_spare_a_slot_between_them_and_small_workers_none():
+    door = Door(5, 5, 5, 5, share=0.5)
+    await door.passes(0.1)
+    light, heavy = door.call(tenant="light"), [door.call(tenant="heavy") for _ in range(30)]
+    await door.calls()
+    assert light.lease is not None
+    assert sorted(worker.in_flight for worker in door.workers) == [4, 4, 5, 5]
+    await door.end()
+    for caller in heavy:
+        assert caller.task.done()
+    small = Door(4, 4)
+    small.call(tenant="light")
+    await small.passes(0.1)
+    for _ in range(10):
+        small.call(tenant="heavy")
+    await small.calls()
+    assert [worker.in_flight for worker in small.workers] == [4, 4]
+    await small.end()
 
 
 async def test_a_call_may_be_cancelled_while_it_waits():
