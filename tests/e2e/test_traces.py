@@ -11,6 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.e2e.gateway import serving
+from tests.support.raw_http import event_data
 from tests.support.scripted_worker import ScriptedWorker
 
 pytestmark = pytest.mark.e2e
@@ -91,3 +92,24 @@ async def test_a_call_arrives_at_a_receiver_with_the_models_attributes_and_the_w
     assert "secret" not in str(receiver.spans)
     [up] = [dict(one.headers)["traceparent"] for one in worker.requests if "traceparent" in dict(one.headers)]
     assert up == f"00-{TRACE}-{work.span_id.hex()}-01"
+
+
+async def test_prompt_and_answer_are_in_the_span_where_the_operator_says_so(tmp_path: Path):
+    async with ScriptedWorker() as worker, receiving() as receiver:
+        settings = {
+            "routes": {"smollm2": {"workers": {"static": [worker.url]}}},
+            "tracing": {"endpoint": f"{receiver.url}/v1/traces", "sample_ratio": 1, "capture_content": True},
+        }
+        ask = {"model": "smollm2", "messages": [{"role": "user", "content": "a secret"}]}
+        async with serving(tmp_path, settings) as gateway:
+            whole = await gateway.request("POST", "/v1/chat/completions", json=ask)
+            stream = await gateway.request("POST", "/v1/chat/completions", json=ask | {"stream": True})
+        # at its end the gateway has sent what waited
+
+    works = [span for span in receiver.spans if span.kind == Span.SPAN_KIND_CLIENT]
+    said = sorted(map(attributes_of, works), key=lambda one: one["gen_ai.request.stream"])
+    assert all("a secret" in one["gen_ai.input.messages"] for one in said)
+    assert said[0]["gen_ai.output.messages"] == whole.body.decode()
+    events = [event for event in event_data(stream.body) if event != "[DONE]"]
+    text = "".join(event["choices"][0]["delta"].get("content") or "" for event in events if event["choices"])
+    assert text and said[1]["gen_ai.output.messages"] == text

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from sluice.api.access import tenant_of
 from sluice.api.bodies import BodyReader, Buffers, ClientLeft, Held
 from sluice.api.calls import CallMaker, Stored
+from sluice.api.captured import Captured
 from sluice.asgi import PUMP, Receive, Send
 from sluice.errors import GatewayError, InternalError, MethodNotAllowed, Unauthenticated, UnsupportedMediaType
 from sluice.gateway import Gateway, Served
@@ -84,6 +85,9 @@ class HotEndpoints:
                 await self._refuse(visit, way_down, InternalError(), endpoint)
                 return
             visit.call = call
+            captured = None
+            if visit.trace is not None and visit.trace.captures:
+                way_down = captured = Captured(way_down)
             settings = self._routes[call.route].settings
             relay = Relay(
                 self._gateway,
@@ -98,7 +102,7 @@ class HotEndpoints:
         if self._ledger is not None:
             self._ledger.call_ended(call, visit.outcome)
         if visit.trace is not None:
-            visit.trace.end(call, visit.outcome)
+            visit.trace.end(call, visit.outcome, captured.answer if captured is not None else "")
 
     def find(self, path: str) -> Endpoint | Stored | None:
         found = self._table.get(path)

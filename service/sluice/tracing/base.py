@@ -13,8 +13,9 @@ class Trace(Protocol):
 
     headers: tuple[tuple[str, str], ...]  # W3C Trace Context for the worker, which continues the trace
     id: str  # 32 hexadecimal digits, for the access line
+    captures: bool  # whether it is to hold what was asked and answered
 
-    def end(self, call: Call | None, outcome: Outcome) -> None: ...
+    def end(self, call: Call | None, outcome: Outcome, answer: str = "") -> None: ...
 
 
 class Tracing(Protocol):

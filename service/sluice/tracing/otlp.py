@@ -33,7 +33,7 @@ from sluice.types import Body, Call, Endpoint, Outcome
 TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 SAMPLED = 0x01
 MAX_TRACESTATE_BYTES = 512
-MAX_CONTENT_BYTES = 65_536  # of a prompt, where prompts are captured
+MAX_CONTENT_BYTES = 65_536  # of a prompt or an answer, where they are captured
 NS = 1_000_000_000
 QUEUE_SPANS, BATCH_SPANS, SEND_EVERY_MS, SEND_TIMEOUT_S = 4096, 512, 1000, 5.0
 CLOSE_TIMEOUT_MS = 3000
@@ -111,20 +111,20 @@ class OtlpTracing:
 class OtlpTrace:
     """The two spans of one call."""
 
-    __slots__ = ("_began_ns", "_captures", "_request", "_work", "headers", "id")
+    __slots__ = ("_began_ns", "_request", "_work", "captures", "headers", "id")
 
     def __init__(self, request: Span, work: Span, began_ns: int, *, captures: bool) -> None:
         self._request = request
         self._work = work
         self._began_ns = began_ns
-        self._captures = captures
+        self.captures = captures
         context = work.get_span_context()
         self.id = trace.format_trace_id(context.trace_id)
         parent = f"00-{self.id}-{trace.format_span_id(context.span_id)}-01"
         state = context.trace_state.to_header()
         self.headers = (("traceparent", parent), *((("tracestate", state),) if state else ()))
 
-    def end(self, call: Call | None, outcome: Outcome) -> None:
+    def end(self, call: Call | None, outcome: Outcome, answer: str = "") -> None:
         ended_ns = self._began_ns + int(outcome.duration_s * NS)
         self._request.set_attribute("http.response.status_code", outcome.status)
         if outcome.source is not None:
@@ -135,6 +135,9 @@ class OtlpTrace:
         if call is not None:
             self._request.set_attributes({"sluice.request_id": call.id, "sluice.tenant": call.tenant.name})
             self._describe(call, outcome)
+            if self.captures:
+                self._work.set_attribute("gen_ai.input.messages", _text(call.body))
+                self._work.set_attribute("gen_ai.output.messages", answer)
             self._work.end(ended_ns)
         self._request.end(ended_ns)
 
@@ -166,8 +169,6 @@ class OtlpTrace:
         if outcome.first_event_s is not None:
             work.set_attribute("gen_ai.response.time_to_first_chunk", outcome.first_event_s)
             work.add_event("first event", timestamp=self._began_ns + int(outcome.first_event_s * NS))
-        if self._captures:
-            work.set_attribute("gen_ai.input.messages", _text(call.body))
 
 
 def _text(body: Body) -> str:

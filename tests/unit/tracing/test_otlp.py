@@ -36,7 +36,7 @@ def spans_of(outcome: Outcome, asked: Call | None, headers: dict[bytes, bytes], 
     traced = tracing(exporter, **settings)
     trace = traced.begin("POST", "/v1/chat/completions", headers)
     assert trace is not None
-    trace.end(asked, outcome)
+    trace.end(asked, outcome, "a secret answer")
     traced.close()
     return list(exporter.get_finished_spans())
 
@@ -148,7 +148,7 @@ def test_a_share_is_sampled_unless_the_client_decides(parent: bytes | None, foll
     traced.close()
 
 
-def test_prompts_are_in_no_span_unless_that_is_asked_for():
+def test_prompts_and_answers_are_in_no_span_unless_that_is_asked_for():
     asked = call(body=b'{"messages":[{"role":"user","content":"secret"}]}')
 
     work, request = spans_of(GOOD, asked, {})
@@ -156,6 +156,7 @@ def test_prompts_are_in_no_span_unless_that_is_asked_for():
 
     work, _ = spans_of(GOOD, asked, {}, capture_content=True)
     assert work.attributes is not None and "secret" in str(work.attributes["gen_ai.input.messages"])
+    assert work.attributes["gen_ai.output.messages"] == "a secret answer"
 
 
 def test_a_captured_prompt_is_bounded():
