@@ -10,6 +10,7 @@ import random
 import time
 from typing import Any, ClassVar
 
+from gevent.pool import Pool
 from locust import User, task
 from locust.exception import StopUser
 
@@ -21,6 +22,8 @@ SYSTEM_TOKENS = 1500  # of the system prompt that all conversations share
 LONG_PROMPT_TOKENS = (2000, 6000)
 MAX_TURNS = 6
 NUM_INPUTS = 16  # of one embeddings call
+FLOOD_CALLS = 32  # of one abusive user, at a time
+FLOOD_EVERY_S = 0.01
 QUESTIONS = (
     *("What is a sluice?", "Write a poem about the sea.", "Explain TCP slow start to a child.", "How does a heat pump work?"),
     *("什么是水闸？", "请写一首关于大海的诗。", "用简单的话解释一下什么是缓存。", "怎样泡一杯好茶？"),
@@ -41,7 +44,8 @@ class Person(User):
         self.samples: Samples = self.environment.samples  # type: ignore[attr-defined]
         self.options = options
         self.random = random.Random()
-        self.client = Client(self.environment.host or self.host, self.key(), timeout_s=options.timeout_s)
+        host = self.environment.host or self.host
+        self.client = Client(host, self.key(), timeout_s=options.timeout_s, num_connections=self.num_connections())
 
     def on_stop(self) -> None:
         self.client.close()
@@ -52,6 +56,9 @@ class Person(User):
     def key(self) -> str:
         key: str = self.environment.parsed_options.key
         return key
+
+    def num_connections(self) -> int:
+        return 1
 
     def ask(self, *messages: dict[str, str], **more: Any) -> dict[str, Any]:
         asked = {"model": self.options.model, "messages": list(messages), "max_tokens": self.options.max_tokens}
@@ -213,17 +220,29 @@ class LeavingUser(Person):
 
 
 class AbusiveUser(Person):
-    """A tenant that asks for far more than its share, as fast as it is let, and never waits as it is told."""
+    """A tenant that asks for far more than its share, many calls at a time, and never waits as it is told."""
 
     weight = 1
+
+    def on_start(self) -> None:
+        super().on_start()
+        self.calls = Pool(FLOOD_CALLS)
+
+    def on_stop(self) -> None:
+        self.calls.kill()
+        super().on_stop()
 
     def key(self) -> str:
         key: str = self.environment.parsed_options.abusive_key
         return key
 
+    def num_connections(self) -> int:
+        return FLOOD_CALLS
+
     def wait_time(self) -> float:
-        return 0.01
+        return FLOOD_EVERY_S
 
     @task
     def flood(self) -> None:
-        self.stream(self.ask(self.question(), max_tokens=4 * self.options.max_tokens))
+        """One call more, beside those that are not answered yet; where too many are not, once one is."""
+        self.calls.spawn(self.stream, self.ask(self.question(), max_tokens=4 * self.options.max_tokens))

@@ -64,12 +64,14 @@ class StreamFailed(Exception):
 
 
 class Client:
-    """One person's or app's client: a key, and a connection that it keeps."""
+    """One person's or app's client: a key, and connections that it keeps, each for one call at a time."""
 
-    def __init__(self, host: str, key: str, *, timeout_s: float) -> None:
+    def __init__(self, host: str, key: str, *, timeout_s: float, num_connections: int = 1) -> None:
         self._url = URL(host)
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        self._pool = HTTPClientPool(concurrency=1, connection_timeout=timeout_s, network_timeout=timeout_s, insecure=True)
+        self._pool = HTTPClientPool(
+            concurrency=num_connections, connection_timeout=timeout_s, network_timeout=timeout_s, insecure=True
+        )
 
     def close(self) -> None:
         self._pool.close()

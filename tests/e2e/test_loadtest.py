@@ -30,6 +30,8 @@ def test_a_load_test_from_nothing_meets_its_service_levels_and_leaves_a_page(tmp
     assert "<svg" in (tmp_path / "out.html").read_text()
     figures = json.loads((tmp_path / "out.json").read_text())["figures"]
     assert {"AbusiveUser", "ChatUser", "ConversationUser", "EmbeddingsUser", "StreamUser"} <= set(figures)
+    abuser = figures["AbusiveUser"]  # its key has two calls at a time
+    assert abuser["refused_ratio"] > 0.5 and abuser["num_calls"] > 50 and abuser["num_failed"] == 0, abuser
     assert figures["StreamUser"]["ttft_p50_ms"] > 0 and figures["all"]["tokens_per_s"] > 0
 
 
