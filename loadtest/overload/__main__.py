@@ -1,6 +1,7 @@
 """python -m loadtest.overload: fairness and overload of `sluice serve` over a simulated fleet, with one replica and with two.
 
 The capacity C of the fleet is measured first; all loads are multiples of it. Prints a table; `--json FILE` writes it too.
+`--only` and `--replicas` run a part of it, none of which takes three minutes.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from rich.table import Table
 from loadtest.bench.launch import raise_file_limit
 from loadtest.overload.client import Crowd
 from loadtest.overload.study import FLEET, KEYS, QUEUE, Figure, Study
-from loadtest.stack import MODEL, StackFailed, fleet, gateway, routes
+from loadtest.stack import MODEL, Gateway, StackFailed, fleet, gateway, routes
 
-SCENARIOS = ("fairness", "order", "overload")
+SCENARIOS = ("fairness", "fifo", "order", "overload", "retrieval")
 
 
 def _options() -> argparse.Namespace:
@@ -53,13 +54,17 @@ def _measure(num_replicas: int, options: argparse.Namespace, console: Console) -
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="overload-")))
         workers = stack.enter_context(fleet(directory, *FLEET))
         settings = routes(workers, queue=QUEUE, bounds={"ignore_eos": True}) | {"replicas": {"count": num_replicas}}
-        made = [stack.enter_context(gateway(directory, settings, keys=KEYS))]
-        for number in range(1, num_replicas):
-            made.append(stack.enter_context(gateway(directory, settings, name=f"gateway-{number}", made_keys=made[0].keys)))
+        made: list[Gateway] = []
+        for number in range(num_replicas):
+            own = {"retrieval": {"path": f"data-{number}", "on_call": {"max_concurrent_searches": 64}}}
+            known = made[0].keys if made else None
+            replica = gateway(directory, settings | own, name=f"gateway-{number}", keys=KEYS, made_keys=known)
+            made.append(stack.enter_context(replica))
         study = Study(
             Crowd(MODEL, [one.url for one in made], made[0].keys),
             [one.url for one in made],
             [one.pid for one in made],
+            made[0].keys,
             1 / 3 if options.quick else 1.0,
             lambda line: console.print(line, highlight=False),
         )

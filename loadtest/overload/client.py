@@ -7,10 +7,12 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
+from loadtest.overload.sources import QUESTION
 from loadtest.simfleet.text import filler
 
 PATIENCE_S = 90.0
@@ -18,11 +20,12 @@ PATIENCE_S = 90.0
 
 @dataclass(frozen=True)
 class Shape:
-    """What one call asks for: tokens of prompt and (on average) answer, and the time that it gives."""
+    """What one call asks for: tokens of prompt and (on average) answer, the time that it gives, and whether it retrieves."""
 
     prompt_tokens: int
     answer_tokens: int
     timeout_ms: int | None = None
+    searches: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Crowd:
         self._keys = keys
         self._chance = random.Random(seed)
         self._num_asked = 0
+        self.stores: Mapping[tuple[str, str], str] = {}  # by gateway and tenant, for calls that retrieve
         self._fillers: dict[int, str] = {}
 
     async def poisson(self, who: str, shape: Shape, *, rate: float, seconds: float) -> list[Result]:
@@ -59,12 +63,13 @@ class Crowd:
         return list(await asyncio.gather(*tasks))
 
     async def closed(self, who: str, shape: Shape, *, clients: int, seconds: float) -> list[Result]:
-        """So many clients, each asking again as soon as it is answered."""
+        """So many clients, each asking again as soon as it is answered; a moment later where it is refused."""
         ends_at, results = time.perf_counter() + seconds, list[Result]()
 
         async def client() -> None:
             while time.perf_counter() < ends_at:
                 results.append(await self.ask(who, shape))
+                await asyncio.sleep(0 if results[-1].status == 200 else 0.1)
 
         await asyncio.gather(*(client() for _ in range(clients)))
         return results
@@ -72,10 +77,11 @@ class Crowd:
     async def ask(self, who: str, shape: Shape) -> Result:
         self._num_asked += 1
         number = self._num_asked
-        url = urlsplit(self._urls[number % len(self._urls)])
+        gateway = self._urls[number % len(self._urls)]
+        url = urlsplit(gateway)
         # Answers of one length would end together, and the fleet would work in waves.
         answer_tokens = self._chance.randint(shape.answer_tokens // 2, shape.answer_tokens * 3 // 2)
-        request = self._request(who, shape, answer_tokens, number, url.netloc)
+        request = self._request(who, shape, answer_tokens, number, gateway)
         try:
             async with asyncio.timeout(PATIENCE_S):
                 reader, writer = await asyncio.open_connection(url.hostname, url.port)
@@ -86,8 +92,8 @@ class Crowd:
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             return Result(who, time.perf_counter(), 0, None, 0.0, False, 0, None)
 
-    def _request(self, who: str, shape: Shape, answer_tokens: int, number: int, host: str) -> bytes:
-        asked = {
+    def _request(self, who: str, shape: Shape, answer_tokens: int, number: int, gateway: str) -> bytes:
+        asked: dict[str, Any] = {
             "model": self._model,
             "messages": [{"role": "user", "content": f"{number}{self._filler(shape.prompt_tokens)}"}],
             "stream": True,
@@ -95,7 +101,11 @@ class Crowd:
             "min_tokens": answer_tokens,
             "ignore_eos": True,
         }
+        if shape.searches:
+            asked["messages"].append({"role": "user", "content": QUESTION})
+            asked["tools"] = [{"type": "file_search", "vector_store_ids": [self.stores[gateway, who]]}]
         body = orjson.dumps(asked)
+        host = urlsplit(gateway).netloc
         timeout = f"x-request-timeout-ms: {shape.timeout_ms}\r\n" if shape.timeout_ms else ""
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {self._keys[who]}\r\n"

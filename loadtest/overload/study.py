@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadtest.overload.client import Crowd, Result, Shape, firsts, quantile, watch_livez
+from loadtest.overload.sources import make_stores
 
 # The fleet: an H100's shape at a tenth of its speed, so that this machine's own delays weigh little beside it.
 NUM_WORKERS, NUM_SEQS = 6, 16
@@ -19,17 +20,19 @@ QUEUE = {"timeout_s": 1.0, "max_waiting": 1000}
 HEAVY = Shape(prompt_tokens=200, answer_tokens=32)
 LIGHT = Shape(prompt_tokens=2000, answer_tokens=32)
 OVERLOADED = Shape(prompt_tokens=200, answer_tokens=32, timeout_ms=int(SLO_S * 1000))
+SEARCHING = Shape(prompt_tokens=200, answer_tokens=32, timeout_ms=int(SLO_S * 1000), searches=True)
 RAMP_S = 6  # until as many calls end as begin
 LEARNING_S = 12  # of the windows, before anything is measured
 NUM_TENANTS = 10  # who share the fleet; of them one is heavy and four are there
 LIGHTS = ("light-1", "light-2", "light-3", "light-4")
+CROWD = ("crowd-0", "crowd-1", "crowd-2", "crowd-3")
 KEYS: dict[str, Sequence[str]] = {
     "heavy": (),
     **{name: () for name in LIGHTS},
     "high": ("--priority", "5"),
     "normal": (),
     "low": ("--priority", "-5"),
-    **{f"crowd-{number}": () for number in range(4)},
+    **{name: () for name in CROWD},
     "calm": (),
 }
 
@@ -51,6 +54,7 @@ class Study:
     crowd: Crowd
     urls: Sequence[str]
     pids: Sequence[int]
+    keys: Mapping[str, str]
     scale: float  # of all durations
     say: Callable[[str], None]
     figures: list[Figure] = field(default_factory=list)
@@ -60,14 +64,16 @@ class Study:
         self.figures.append(Figure(name, seen, bar, is_met))
         self.say(f"  {name}: {seen}{f' ({bar})' if bar else ''}")
 
-    async def measure_capacity(self) -> None:
+    async def measure_capacity(self, names: Sequence[str] = ("heavy",), shape: Shape = HEAVY) -> None:
         """As many calls as the fleet ends while more clients ask than it has slots."""
-        clients, seconds = int(NUM_WORKERS * NUM_SEQS * 1.5), 20 * self.scale
-        results = await self.crowd.closed("heavy", HEAVY, clients=clients, seconds=LEARNING_S + seconds)
+        clients, seconds = int(NUM_WORKERS * NUM_SEQS * 1.5) // len(names), 20 * self.scale
+        runs = (self.crowd.closed(name, shape, clients=clients, seconds=LEARNING_S + seconds) for name in names)
+        results = [result for found in await asyncio.gather(*runs) for result in found]
         begun = min(result.asked_at for result in results) + LEARNING_S
         ends = [result.asked_at + result.done_s for result in results if result.is_whole]
         self.capacity = sum(begun <= end < begun + seconds for end in ends) / seconds
-        self.add("capacity C", f"{self.capacity:.1f} calls/s, {self.capacity * HEAVY.answer_tokens:.0f} tokens/s")
+        name = "capacity C with retrieval" if shape.searches else "capacity C"
+        self.add(name, f"{self.capacity:.1f} calls/s, {self.capacity * shape.answer_tokens:.0f} tokens/s")
 
     async def lights(self, seconds: float, names: Sequence[str] = LIGHTS) -> list[Result]:
         """Four light tenants, at half of their shares together: a call of theirs costs what eight of the heavy one's do."""
@@ -84,25 +90,31 @@ class Study:
         return await self.lights(seconds, names), await heavy
 
     async def fairness(self) -> None:
-        """A tenant that sends 50 times its share, as one of several tenants and as one with them."""
+        """A tenant that sends 50 times its share, beside light ones."""
         seconds = 60 * self.scale
         alone = await self.lights(seconds)
         fair, heavy = await self.beside(seconds)
-        fifo, _ = await self.beside(seconds / 2, ["heavy"] * len(LIGHTS))
-        for name, results in (("alone", alone), ("beside the heavy one", fair), ("beside it, first come first served", fifo)):
-            first = firsts(results)
-            shed = sum(result.status == 429 for result in results)
-            self.add(
-                f"light tenants {name}",
-                f"TTFT p50 {quantile(first, 0.5) * 1e3:.0f} ms, p95 {quantile(first, 0.95) * 1e3:.0f} ms, "
-                f"{shed} of {len(results)} shed",
-            )
+        self._tell_light("alone", alone)
+        self._tell_light("beside the heavy one", fair)
         ratio = quantile(firsts(fair), 0.95) / quantile(firsts(alone), 0.95)
         shed = sum(result.status != 200 for result in fair)
         self.add("light tenants' TTFT p95 beside the heavy one / alone", f"{ratio:.2f}", "<= 1.5", ratio <= 1.5)
         self.add("light tenants' calls shed", f"{shed} of {len(fair)}", "0", shed == 0)
         served = sum(result.is_whole for result in heavy)
         self.add("calls of the heavy one that were served", f"{served} of {len(heavy)}")
+
+    async def fifo(self) -> None:
+        """The same, where the gateway cannot tell the light ones from the heavy one: first come, first served."""
+        self._tell_light("beside it, first come first served", (await self.beside(30 * self.scale, ["heavy"] * len(LIGHTS)))[0])
+
+    def _tell_light(self, name: str, results: list[Result]) -> None:
+        first = firsts(results)
+        shed = sum(result.status == 429 for result in results)
+        self.add(
+            f"light tenants {name}",
+            f"TTFT p50 {quantile(first, 0.5) * 1e3:.0f} ms, p95 {quantile(first, 0.95) * 1e3:.0f} ms, "
+            f"{shed} of {len(results)} shed",
+        )
 
     async def order(self) -> None:
         """Three classes, each with two thirds of what the fleet can do; and two deadlines of one tenant at twice that."""
@@ -131,25 +143,34 @@ class Study:
 
     async def overload(self) -> None:
         """From half of what the fleet can do to three times that, and back."""
+        await self._overload(OVERLOADED, (0.5, 0.8, 1.0))
+
+    async def retrieval(self) -> None:
+        """The same with calls that retrieve, whose prompts are longer: what the fleet can do is measured anew."""
+        before = self.capacity
+        self.crowd.stores = await asyncio.to_thread(make_stores, self.urls, self.keys, CROWD)
+        await self.measure_capacity(CROWD, SEARCHING)
+        await self._overload(SEARCHING, (0.5, 1.0))
+        self.capacity = before
+
+    async def _overload(self, shape: Shape, loads: Sequence[float]) -> None:
+        """`loads`, of which the first is a calm one, then three times the capacity, then the calm one again."""
         seconds = RAMP_S + 20 * self.scale
-        goodput = {}
-        for load in (0.5, 0.8, 1.0):
-            results = await self._crowd(load, seconds)
-            goodput[load] = _goodput(results, seconds)
-            if load == 0.5:
-                calm_p95 = quantile(firsts(results), 0.95)
+        results = {load: await self._crowd(shape, load, seconds) for load in loads}
+        goodput = {load: _goodput(found, seconds) for load, found in results.items()}
+        calm_p95 = quantile(firsts(results[loads[0]]), 0.95)
         livez_s: list[float] = []
         watch = asyncio.create_task(watch_livez(self.urls, livez_s))
         memory = asyncio.create_task(self._memory(seconds * 1.5))
-        overload = asyncio.create_task(self._crowd(3.0, seconds * 1.5))
+        overload = asyncio.create_task(self._crowd(shape, 3.0, seconds * 1.5))
         await asyncio.sleep(seconds * 1.5)
-        after = await self._crowd(0.5, 10.0)  # at once, before the queue is empty
-        results = await overload
+        after = await self._crowd(shape, loads[0], 10.0)  # at once, before the queue is empty
+        overloaded = await overload
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
-        goodput[3.0] = _goodput(results, seconds * 1.5)
-        self._judge(goodput, results, livez_s, await memory)
+        goodput[3.0] = _goodput(overloaded, seconds * 1.5)
+        self._judge(goodput, overloaded, livez_s, await memory)
         begun = min(result.asked_at for result in after)
         late = firsts(after, lambda result: result.asked_at > begun + 2)
         soon = firsts(after, lambda result: result.asked_at <= begun + 2)
@@ -189,11 +210,10 @@ class Study:
             memory[1] <= memory[0] * 1.05,
         )
 
-    async def _crowd(self, load: float, seconds: float) -> list[Result]:
+    async def _crowd(self, shape: Shape, load: float, seconds: float) -> list[Result]:
         """Four tenants with so many times the capacity together."""
-        names = [f"crowd-{number}" for number in range(4)]
-        rate = self.capacity * load / len(names)
-        runs = [asyncio.create_task(self.crowd.poisson(name, OVERLOADED, rate=rate, seconds=seconds)) for name in names]
+        rate = self.capacity * load / len(CROWD)
+        runs = [asyncio.create_task(self.crowd.poisson(name, shape, rate=rate, seconds=seconds)) for name in CROWD]
         return [result for results in await asyncio.gather(*runs) for result in results]
 
     async def _memory(self, seconds: float) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """The clients of the overload study, and what is reckoned from what they see."""
 
 import asyncio
+import json
 import math
 import os
 
@@ -29,6 +30,15 @@ async def test_a_call_is_seen_from_its_first_event_to_its_end():
         asked = request.json()
         assert request.header("authorization") == "Bearer sk-1" and request.header("x-request-timeout-ms") == "500"
         assert asked["max_tokens"] == asked["min_tokens"] == result.answer_tokens and asked["stream"] is True
+
+
+def test_a_call_that_retrieves_names_the_store_of_its_tenant_at_that_gateway():
+    crowd = Crowd("smollm2", [], {"acme": "sk-1"})
+    crowd.stores = {("http://a:1", "acme"): "vs_1", ("http://b:2", "acme"): "vs_2"}
+    for (url, _), store in crowd.stores.items():
+        head, _, body = crowd._request("acme", Shape(8, 4, searches=True), 4, 1, url).partition(b"\r\n\r\n")
+        assert json.loads(body)["tools"] == [{"type": "file_search", "vector_store_ids": [store]}]
+        assert f"host: {url[7:]}\r\n" in head.decode()
 
 
 async def test_a_cut_stream_is_not_whole_and_a_refusal_says_when_to_come_back():
@@ -78,7 +88,7 @@ def test_only_calls_within_their_time_are_goodput():
 
 
 def judged(**change: object) -> dict[str, bool | None]:
-    study = Study(Crowd("m", [], {}), [], [], 1.0, lambda line: None)
+    study = Study(Crowd("m", [], {}), [], [], {}, 1.0, lambda line: None)
     seen = {"goodput": {1.0: 100.0, 3.0: 97.0}, "livez": [0.01], "memory": (50.0, 51.0), "shed_s": 0.02} | change
     results = [a_result(), a_result(status=429, done_s=float(str(seen["shed_s"])))]
     study._judge(seen["goodput"], results, seen["livez"], seen["memory"])  # type: ignore[arg-type]
