@@ -90,7 +90,8 @@ retrieval-quality: .venv/.dev ## nDCG@10 of search, on collections named by SLUI
 retrieval-study: .venv/.dev ## 100,000 passages: ingestion, kill -9, latency, streams beside searches
 	@$(BIN)/python -m loadtest.retrieval_study $(ARGS)
 
-limits-study: .venv/.dev redis ## 100,000 calls through two gateways on one Redis, which is killed; a gateway too
+limits-study: .venv/.dev redis ## what limits cost; 100,000 calls through two gateways on one Redis, which is killed; a gateway too
+	@$(BIN)/python -m tests.quality.limits_cost
 	@$(BIN)/python -m loadtest.limits_study $(ARGS)
 
 leak: .venv/.dev ## 10,000 attempts to read another tenant's passages
