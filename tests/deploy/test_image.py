@@ -1,5 +1,5 @@
-"""The gateway's image, built without Docker and run as a cluster would run it: without a network of its own, which it does
-not need here, but read-only, as a number, and without a single capability.
+"""The images of the gateway and of the simulated worker, built without Docker and run as a cluster would run them: without a
+network of their own, which they do not need here, but read-only, as a number, and without a single capability.
 
 Debian's own packages make the base (mmdebstrap), buildah builds, umoci unpacks, runc runs. The base is kept in .tools/image.
 """
@@ -26,7 +26,6 @@ from tests.deploy.tools import ROOT, TOOLS, need_root, run, tool, until
 
 STORE = TOOLS / "image"
 BASE = "localhost/sluice-base:bookworm"
-IMAGE = "localhost/sluice:test"
 PACKAGES = "python3,python3-venv,ca-certificates"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -77,25 +76,34 @@ def pip_of_this_machine() -> list[str]:
     return [part for mount in mounts for part in ("--volume", mount)]
 
 
+def built(base: str, file: str, name: str) -> Path:
+    """An image as an OCI layout. Layers are kept, so that what two images have in common is built once."""
+    how = ["--pull-never", "--isolation", "chroot", "--layers", "--build-arg", f"BASE_IMAGE={base}", *pip_of_this_machine()]
+    buildah("bud", *how, "--file", ROOT / "deploy/docker" / file, "--tag", f"localhost/{name}:test", ROOT)
+    layout = STORE / f"{name}-oci"
+    shutil.rmtree(layout, ignore_errors=True)
+    buildah("push", "--quiet", f"localhost/{name}:test", f"oci:{layout}:test")
+    return layout
+
+
+def unpacked(layout: Path) -> Path:
+    """An image unpacked, for runc."""
+    bundle = layout.with_name(layout.name.replace("-oci", "-bundle"))
+    shutil.rmtree(bundle, ignore_errors=True)
+    done = run(tool("umoci"), "unpack", "--image", f"{layout}:test", bundle)
+    assert done.returncode == 0, done.stderr
+    shutil.copy(bundle / "config.json", bundle / "of-the-image.json")
+    return bundle
+
+
 @pytest.fixture(scope="session")
 def layout(base: str) -> Path:
-    """The built image, as an OCI layout."""
-    mounts = pip_of_this_machine()
-    how = ["--pull-never", "--isolation", "chroot", "--build-arg", f"BASE_IMAGE={base}", *mounts]
-    buildah("bud", *how, "--file", ROOT / "deploy/docker/Dockerfile.gateway", "--tag", IMAGE, ROOT)
-    shutil.rmtree(STORE / "oci", ignore_errors=True)
-    buildah("push", "--quiet", IMAGE, f"oci:{STORE / 'oci'}:test")
-    return STORE / "oci"
+    return built(base, "Dockerfile.gateway", "sluice")
 
 
 @pytest.fixture(scope="session")
 def bundle(layout: Path) -> Path:
-    """The image unpacked, for runc."""
-    shutil.rmtree(STORE / "bundle", ignore_errors=True)
-    done = run(tool("umoci"), "unpack", "--image", f"{layout}:test", STORE / "bundle")
-    assert done.returncode == 0, done.stderr
-    shutil.copy(STORE / "bundle/config.json", STORE / "bundle/of-the-image.json")
-    return STORE / "bundle"
+    return unpacked(layout)
 
 
 def hardened(spec: dict[str, Any], mounts: list[dict[str, Any]], arguments: list[str] | None) -> dict[str, Any]:
@@ -237,3 +245,24 @@ def test_sigterm_lets_a_stream_come_to_its_end_and_exits_with_0(served: Served) 
     assert len(events) > 50
     assert served.process.wait(timeout=30) == 0, served.said()
     assert "Traceback" not in served.said()
+
+
+def test_the_simulated_workers_image_answers_as_the_gateways_worker_would_and_ends_when_it_is_told(
+    base: str, bundle: Path, tmp_path: Path
+) -> None:
+    """After the gateway's, with which it shares what takes long to build."""
+    worker = unpacked(built(base, "Dockerfile.simulated-worker", "simulated-worker"))
+    of_the_image = json.loads((worker / "of-the-image.json").read_text())["process"]
+    assert of_the_image["user"] | {"additionalGids": None} == {"uid": 10001, "gid": 10001, "additionalGids": None}
+    assert of_the_image["args"][-2:] == ["--port", "8000"]
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    arguments = [*of_the_image["args"][:-1], str(port)]
+    with running(worker, tmp_path, arguments=arguments) as process:
+        said = (tmp_path / "container.log").read_text
+        until(lambda: process.poll() is not None or status(f"{url}/health") == 200, "healthy", said)
+        assert process.poll() is None, said()
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+        reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+        assert reply.status_code == 200 and reply.json()["usage"]["completion_tokens"] == 4
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0, said()
