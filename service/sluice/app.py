@@ -132,7 +132,7 @@ def build(
             metrics=metrics.retrieval,
         )
         rest.include_router(vector_stores.router(relaying, sources.hook, reader, buffers))
-    rest.include_router(admin.router(routes, replicas, keys))
+    rest.include_router(admin.router(routes, replicas, keys, reader, buffers))
     rest.include_router(usage.router(settings.ledger.folder, keys, time.time))
     rest.include_router(ops.router(readiness, metrics.registry, keys))
     docs.install(rest)

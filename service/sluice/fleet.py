@@ -94,7 +94,11 @@ class Fleet:
         pool = Pool(name, (), policy_class(name, route.policy)(), self._clock)
         discovery = discovery_of(name, route.workers, self._clock)
         return Membership(
-            pool, discovery, WorkerMaker(route, self._probes, self._environment), partial(self._companions, route, pool)
+            pool,
+            discovery,
+            WorkerMaker(route, self._probes, self._environment),
+            partial(self._companions, route, pool),
+            self._clock,
         )
 
     def _companions(self, route: Route, pool: Pool, worker: Worker) -> Iterator[Coroutine[Any, Any, None]]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterable
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import aclosing
 from typing import Any
 
 from sluice.discovery.base import Discovery, Found
 from sluice.pool import Pool
 from sluice.worker import Worker
+
+DOUBT_S = 900.0  # so long probes may speak against discovery
+LOOK_S = 5.0  # between two looks at the time
 
 logger = logging.getLogger("sluice.membership")
 
@@ -21,31 +25,51 @@ class Membership:
     """Who is in the pool.
 
     Discovery may be wrong in one direction: where half of the workers, or all, are gone at once, those stay whose probes still
-    find them well. A worker that drained is believed to be gone, and so is one whose place another process has taken. Who is
-    new gets calls once its first probe went well, unless nobody else is there.
+    find them well, for a quarter of an hour: who is still missing then is gone, well or not. A worker that drained is believed
+    to be gone, and so is one whose place another process has taken. Who is new gets calls once its first probe went well,
+    unless nobody else is there.
     """
 
     def __init__(
-        self, pool: Pool, discovery: Discovery, make_worker: Callable[[Found], Worker], companions: Companions
+        self,
+        pool: Pool,
+        discovery: Discovery,
+        make_worker: Callable[[Found], Worker],
+        companions: Companions,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pool = pool
         self.discovery = discovery
         self._make_worker = make_worker
         self._companions = companions
+        self._clock = clock
         self._running: dict[Worker, list[asyncio.Task[None]]] = {}
         self._found = frozenset(discovery.initial)
-        self.doubted: frozenset[Worker] = frozenset()  # gone, says discovery, but well, say the probes
+        self.doubted: dict[Worker, float] = {}  # gone, says discovery, but well, say the probes; since when
         pool.adopt([make_worker(found) for found in discovery.initial])
         pool.watch(self._reconsider)
 
-    async def run(self) -> None:
+    async def run(self, sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_looking(sleep))
             self._accompany(tasks, self.pool.workers)
             async with aclosing(self.discovery.watch()) as sets:
                 async for found in sets:
                     self._adopt(found)
                     self._accompany(tasks, self.pool.workers)
+
+    async def _keep_looking(self, sleep: Callable[[float], Awaitable[Any]]) -> None:
+        while True:
+            await sleep(LOOK_S)
+            self.pass_time()
+
+    def pass_time(self) -> None:
+        """Who was doubted for too long is gone; but not while the source cannot be asked."""
+        late = [worker for worker, since in self.doubted.items() if self._clock() - since > DOUBT_S]
+        if late and not self.discovery.trouble:
+            logger.warning("%s: %d workers are well, and not found for %.0f s: they go", self.pool.route, len(late), DOUBT_S)
+            self._give_up(late)
 
     def _adopt(self, found: frozenset[Found]) -> None:
         """The set as discovery tells it now."""
@@ -61,12 +85,12 @@ class Membership:
                 worker = self._make_worker(one)
                 if has_healthy:
                     worker.judge(is_healthy=False, trouble="it is new, and not probed yet")
-            worker.mark_draining(one.is_draining)
+            worker.mark_draining("discovery", one.is_draining)
             members.append(worker)
         self.doubted = self._doubt({worker.url for worker in members})
         self._swap([*members, *sorted(self.doubted, key=lambda worker: worker.url)])
 
-    def _doubt(self, urls: Collection[str]) -> frozenset[Worker]:
+    def _doubt(self, urls: Collection[str]) -> dict[Worker, float]:
         """Who is not among these and stays all the same: who was doubted before, and now those who are gone with too many."""
         believed = [worker for worker in self.pool.workers if not worker.is_draining and worker not in self.doubted]
         gone = {worker for worker in believed if worker.url not in urls}
@@ -75,14 +99,20 @@ class Membership:
             gone = set()
         elif gone:
             logger.warning("%s: discovery has lost %d of %d workers at once", self.pool.route, len(gone), len(believed))
-        return frozenset(worker for worker in still | gone if worker.is_healthy is not False)
+        now = self._clock()
+        return {worker: self.doubted.get(worker, now) for worker in still | gone if worker.is_healthy is not False}
 
     def _reconsider(self) -> None:
         """Something was learnt of a worker: whoever is doubted and found ill is gone."""
-        if any(worker.is_healthy is False for worker in self.doubted):
-            self.doubted = frozenset(worker for worker in self.doubted if worker.is_healthy is not False)
-            urls = {found.url for found in self._found}
-            self._swap([worker for worker in self.pool.workers if worker.url in urls or worker in self.doubted])
+        ill = [worker for worker in self.doubted if worker.is_healthy is False]
+        if ill:
+            self._give_up(ill)
+
+    def _give_up(self, workers: Iterable[Worker]) -> None:
+        for worker in workers:
+            del self.doubted[worker]
+        urls = {found.url for found in self._found}
+        self._swap([worker for worker in self.pool.workers if worker.url in urls or worker in self.doubted])
 
     def _swap(self, workers: list[Worker]) -> None:
         before = set(self.pool.workers)

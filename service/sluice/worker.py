@@ -80,7 +80,7 @@ class Worker:
         self.models: tuple[ModelInfo, ...] = ()
         self.adapters: frozenset[str] = frozenset()  # of those models, the LoRA adapters
         # It ends its calls and gets no new ones; it takes calls, but they wait until it wakes.
-        self.is_draining = False
+        self._draining_by: frozenset[str] = frozenset()  # who wants it
         self._asleep_by: frozenset[str] = frozenset()  # who said so
         # What calls found out.
         self.ejection = ejection or Ejection()
@@ -134,10 +134,15 @@ class Worker:
     def is_asleep(self) -> bool:
         return bool(self._asleep_by)
 
-    def mark_draining(self, is_draining: bool) -> None:
-        """What discovery says of it."""
-        if is_draining != self.is_draining:
-            self.is_draining = is_draining
+    @property
+    def is_draining(self) -> bool:
+        return bool(self._draining_by)
+
+    def mark_draining(self, source: str, is_draining: bool) -> None:
+        """What discovery says of it, or an admin wants; one is enough."""
+        before = self._draining_by
+        self._draining_by = before | {source} if is_draining else before - {source}
+        if self._draining_by != before:
             self.on_change()
 
     def mark_asleep(self, source: str, is_asleep: bool) -> None:

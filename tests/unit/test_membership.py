@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sluice.discovery.base import Discovery, Found
-from sluice.membership import Membership
+from sluice.membership import DOUBT_S, LOOK_S, Membership
 from sluice.pool import Pool
 from sluice.upstream.connections import Connections
 from sluice.worker import Worker
@@ -45,7 +45,8 @@ class Member:
         self.policy = Remembering()
         self.watched: Counter[str] = Counter()
         pool = Pool("a", (), self.policy)
-        self.membership = Membership(pool, self.told, self._make, self._companions)
+        self.now = 1000.0
+        self.membership = Membership(pool, self.told, self._make, self._companions, lambda: self.now)
         self.pool = pool
 
     def _make(self, one: Found) -> Worker:
@@ -181,6 +182,42 @@ async def test_who_is_doubted_stays_so_however_few_are_left_of_them():
         assert here.names == "a b x e"
         here.probe(e=False)
         assert here.names == "a b x"
+
+
+async def test_who_is_doubted_for_too_long_is_gone_however_well(caplog):
+    async with member("a", "b", "c", "d") as here:
+        here.probe(a=True, b=True, c=True, d=True)
+        await here.tell("a", "b")
+        here.now += DOUBT_S / 2
+        await here.tell("a")  # b has a time of its own
+        here.now += DOUBT_S / 2
+        here.membership.pass_time()
+        assert here.names == "a b c d"
+        here.now += 1
+        here.told.failed("cannot be asked")
+        here.membership.pass_time()
+        assert here.names == "a b c d"
+        here.told.confirmed()
+        here.membership.pass_time()
+        assert here.names == "a b"
+        assert "2 workers are well, and not found for 900 s" in caplog.text
+
+
+async def test_the_time_is_looked_at_again_and_again():
+    made, slept = Member("a", "b"), []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        made.now += DOUBT_S
+        await asyncio.sleep(0)
+
+    made.probe(a=True, b=True)
+    made.told.sets.put_nowait(frozenset())
+    task = asyncio.create_task(made.membership.run(sleep))
+    await until(lambda: not made.pool.workers)
+    task.cancel()
+    await asyncio.wait({task})
+    assert set(slept) == {LOOK_S}
 
 
 async def test_those_who_are_found_again_are_doubted_no_more():

@@ -166,7 +166,9 @@ def test_where_all_are_ejected_all_are_used_and_it_is_said_once(caplog):
     assert names(here.candidates(call(), [])) == "a" and not here.uses_ejected
 
 
-@pytest.mark.parametrize("mark", [lambda one: one.mark_draining(True), lambda one: one.mark_asleep("metrics", True)])
+@pytest.mark.parametrize(
+    "mark", [lambda one: one.mark_draining("discovery", True), lambda one: one.mark_asleep("metrics", True)]
+)
 def test_who_drains_or_sleeps_gets_nothing_new(mark):
     here, _ = timed(2)
     assert names(here.candidates(call(), [])) == "ab"
@@ -178,7 +180,7 @@ def test_who_drains_or_sleeps_gets_nothing_new(mark):
 
 def test_a_pinned_call_goes_to_a_worker_that_drains():
     here, _ = timed(1)
-    here.workers[0].mark_draining(True)
+    here.workers[0].mark_draining("discovery", True)
     assert names(here.candidates(call("http://a"), [])) == "a"
 
 

@@ -82,9 +82,9 @@ def test_only_what_changes_is_told():
     for _ in range(2):
         one.judge(is_healthy=True, models=models)
         one.mark_asleep("metrics", True)
-        one.mark_draining(True)
+        one.mark_draining("discovery", True)
         seen.append((told.times, one.state))
-        one.mark_draining(False)
+        one.mark_draining("discovery", False)
     assert seen == [(3, "draining"), (5, "draining")]
     assert (one.state, one.adapters) == ("asleep", {"pirate"})
 

@@ -1,20 +1,31 @@
-"""For admins: what waits, and for whom."""
+"""For admins: what waits, and for whom; and which workers get nothing new because an admin wants it so."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
+import orjson
 from fastapi import APIRouter, Request
 
 from sluice.admission.replicas import ReplicaCount
 from sluice.api.access import admin_of
+from sluice.api.bodies import BodyReader, Buffers
+from sluice.errors import BadRequest, NotFound
 from sluice.gateway import Served
 from sluice.keys import Door
 
 
-def router(routes: Mapping[str, Served], replicas: ReplicaCount, door: Door) -> APIRouter:
+class Drain(NamedTuple):
+    """What an admin asks for."""
+
+    worker: str
+    route: str | None = None  # None: all that have it
+    draining: bool = True
+
+
+def router(routes: Mapping[str, Served], replicas: ReplicaCount, door: Door, reader: BodyReader, buffers: Buffers) -> APIRouter:
     """It names tenants and workers, so it needs an admin's key."""
     api = APIRouter(tags=["operations"])
 
@@ -27,7 +38,46 @@ def router(routes: Mapping[str, Served], replicas: ReplicaCount, door: Door) -> 
             "routes": {name: _shown(served) for name, served in routes.items()},
         }
 
+    @api.post("/v1/workers/drain", summary="Send a worker nothing new, or send to it again; needs a key with the scope admin")
+    async def drain(request: Request) -> dict[str, Any]:
+        admin_of(request.scope["visit"], door)
+        with buffers.hold() as held:
+            body = await reader.read(request.scope["visit"], request.receive, held)
+            asked = _asked(body if isinstance(body, bytes) else b"".join(body))
+        found = [
+            (name, worker)
+            for name, served in routes.items()
+            for worker in served.pool.workers
+            if asked.route in (None, name) and worker.url == asked.worker.rstrip("/")
+        ]
+        if not found:
+            raise NotFound(f"No worker {asked.worker[:200]!r} is in {'any route' if asked.route is None else 'that route'}.")
+        for _, worker in found:
+            worker.mark_draining("admin", asked.draining)
+        return {
+            "object": "list",
+            "replicas": {"covered": 1, "of": replicas.number},  # each gateway has to be told
+            "data": [
+                {"route": name, "worker": worker.url, "state": worker.state, "in_flight": worker.in_flight}
+                for name, worker in found
+            ],
+        }
+
     return api
+
+
+def _asked(body: bytes) -> Drain:
+    """Raises `BadRequest`."""
+    try:
+        asked = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise BadRequest("The request body is not JSON.") from exc
+    if not isinstance(asked, dict) or not asked.keys() <= set(Drain._fields):
+        raise BadRequest(f"The request body must be a JSON object of {', '.join(Drain._fields)}.")
+    drain = Drain(**{"worker": None, **asked})
+    if type(drain.worker) is not str or type(drain.draining) is not bool or type(drain.route) not in (str, type(None)):
+        raise BadRequest("`worker` must be the URL of a worker, `route` the name of a route, and `draining` true or false.")
+    return drain
 
 
 def _shown(served: Served) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from sluice.admission.shedding import REASONS
 from tests.support import scripts
 from tests.support.scripted_worker import ScriptedWorker
@@ -58,3 +60,51 @@ async def test_what_is_shed_is_counted_with_its_reason(tmp_path):
             assert gateway.metric('sluice_shed_total{reason="number",route="smollm2"}') == 1
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
+
+
+async def drain(gateway: Gateway, key: str | None = None, **members: object):
+    return await gateway.request("POST", "/v1/workers/drain", key=key or gateway.keys.admin, json=members)
+
+
+async def test_an_admin_sends_a_worker_nothing_new_and_then_again(tmp_path):
+    async with ScriptedWorker() as one, ScriptedWorker() as other:
+        route = {"workers": {"static": [one.url, other.url]}}
+        async with serving(settings(tmp_path, one, route=route)) as gateway:
+            answer = await drain(gateway, worker=one.url + "/")
+            assert answer.status == 200
+            row = {"route": "smollm2", "worker": one.url, "state": "draining", "in_flight": 0}
+            assert answer.json() == {"object": "list", "replicas": {"covered": 1, "of": 1}, "data": [row]}
+            for _ in range(4):
+                assert (await gateway.request("POST", CHAT, json=ASK)).status == 200
+            assert (len(one.calls(CHAT)), len(other.calls(CHAT))) == (0, 4)
+            await drain(gateway, worker=other.url, route="smollm2")
+            assert (await gateway.request("POST", CHAT, json=ASK)).status == 503
+            answer = await drain(gateway, worker=one.url, draining=False)
+            assert answer.json()["data"][0]["state"] != "draining"
+            assert (await gateway.request("POST", CHAT, json=ASK)).status == 200
+            assert len(one.calls(CHAT)) == 1
+
+
+async def test_who_is_no_admin_drains_nobody(tmp_path):
+    async with serving(settings(tmp_path, "http://127.0.0.1:9")) as gateway:
+        answer = await drain(gateway, key=gateway.keys.acme, worker="http://127.0.0.1:9")
+        assert answer.status == 403
+        assert not gateway.pools[0].workers[0].is_draining
+
+
+@pytest.mark.parametrize(
+    ("members", "status", "said"),
+    [
+        ({}, 400, "URL of a worker"),
+        ({"worker": "http://127.0.0.1:9", "draining": "no"}, 400, "true or false"),
+        ({"worker": "http://127.0.0.1:9", "route": 1}, 400, "name of a route"),
+        ({"worker": "http://127.0.0.1:9", "drainig": False}, 400, "worker, route, draining"),
+        ({"worker": "http://127.0.0.1:8"}, 404, "in any route"),
+        ({"worker": "http://127.0.0.1:9", "route": "other"}, 404, "in that route"),
+    ],
+)
+async def test_what_cannot_be_drained_is_told(tmp_path, members, status, said):
+    async with serving(settings(tmp_path, "http://127.0.0.1:9")) as gateway:
+        answer = await drain(gateway, **members)
+        assert answer.status == status and said in answer.json()["error"]["message"]
+        assert not gateway.pools[0].workers[0].is_draining

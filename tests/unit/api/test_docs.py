@@ -53,6 +53,7 @@ async def test_it_has_every_endpoint_that_is_open_and_no_other(gateway: Gateway)
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{model}"),
         ("GET", "/v1/queue"),
+        ("POST", "/v1/workers/drain"),
         ("GET", "/v1/usage"),
         ("GET", "/livez"),
         ("GET", "/readyz"),
