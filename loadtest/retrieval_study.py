@@ -35,6 +35,7 @@ import httpx
 from loadtest.stack import MODEL, Gateway, fleet, gateway, routes
 
 DIMS = 384
+POOL = 1_000_000  # numbers that vectors are cut from
 WORDS_PER_PASSAGE = 250  # about 400 tokens
 PASSAGES_PER_FILE = 1_000
 NUM_QUERIES = 300
@@ -165,12 +166,14 @@ def ingest(client: Client, ours: Gateway, files: list[str]) -> tuple[str, float,
 
 def embed(client: Client, store: str, num_files: int, numbers: random.Random) -> float:
     """Random vectors for all passages, as a gateway brings them; the rate."""
+    pool = array("f", (numbers.gauss(0, 1) for _ in range(POOL)))
     began, count = time.perf_counter(), 0
     while client.counts(store)["completed"] < num_files:
         taken = client.process.post("/internal/embeddings/take", json={"model": "study", "wait_s": 5}).json()
         if taken is None:
             continue
-        rows = array("f", (numbers.gauss(0, 1) for _ in range(DIMS * len(taken["ids"]))))
+        at = numbers.randrange(POOL - DIMS * len(taken["ids"]))
+        rows = pool[at : at + DIMS * len(taken["ids"])]
         put = {"store_id": store, "ids": taken["ids"], "vectors": base64.b64encode(rows.tobytes()).decode()}
         client.process.post("/internal/embeddings/put", json=put).raise_for_status()
         count += len(taken["ids"])

@@ -2,22 +2,28 @@
 
     parent                                          child
     Job (JSON line): path, name, sizes, limits  ->
-                                                <-  its length, then JSON: the passages and their words, or the error
+                                                <-  some of the passages and their words, as they are made, and so on
+                                                <-  what the whole has, or the error
 
-One file at a time. The child's memory, and the CPU time of each file, are bounded by the kernel; what it sends is JSON, so that
-a child that a file has taken over can only lie about that file. It ends with its parent, since its input ends then. A child
-that dies is started again and gets the file once more; a file that two of them died of is unreadable.
+Each answer is its length and then JSON. They come in parts so that the parent takes one in while the next is made. One file at
+a time. The child's memory, and the CPU time of each file, are bounded by the kernel; what it sends is JSON, so that a child
+that a file has taken over can only lie about that file. It ends with its parent, since its input ends then. A child that dies
+is started again and gets the file once more; a file that two of them died of is unreadable.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import gc
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -30,6 +36,8 @@ from sluice.retrieval.passage_file import Piece, indexed_words
 from sluice.retrieval.tokens import Analyzer
 
 HEAD_BYTES = 8
+PART = 50  # passages
+PIPE_BYTES = 1_048_576
 REPLY_FACTOR = 16  # times the text that is allowed: passages overlap, and their words are sent beside them
 NICENESS = 10
 MAX_OPEN_FILES = 64
@@ -88,19 +96,31 @@ class FileReader:
             async with asyncio.timeout(self._limits.time_s):
                 child.stdin.write(orjson.dumps({**asdict(job), "limits": asdict(self._limits)}) + b"\n")
                 await child.stdin.drain()
-                size = int.from_bytes(await child.stdout.readexactly(HEAD_BYTES), "big")
-                if size > REPLY_FACTOR * self._limits.text_bytes + 1_048_576:
-                    raise OSError("the reply is larger than any file's can be")
-                reply = orjson.loads(await child.stdout.readexactly(size))
+                return await self._reply(child.stdout)
         except TimeoutError as exc:
             await self.stop()
             raise Unreadable("invalid_file", f"The file could not be read within {self._limits.time_s:g} s.") from exc
+        except Unreadable:
+            raise
         except BaseException:
             await self.stop()
             raise
-        if "error" in reply:
-            raise Unreadable(*reply["error"])
-        return Cut([Piece(*piece) for piece in reply["pieces"]], reply["num_bytes"])
+
+    async def _reply(self, source: asyncio.StreamReader) -> Cut:
+        """All parts. Raises `Unreadable` where the last one is an error."""
+        pieces: list[Piece] = []
+        room = REPLY_FACTOR * self._limits.text_bytes + 1_048_576
+        while True:
+            size = int.from_bytes(await source.readexactly(HEAD_BYTES), "big")
+            room -= size + HEAD_BYTES
+            if room < 0:
+                raise OSError("the reply is larger than any file's can be")
+            part = orjson.loads(await source.readexactly(size))
+            if "error" in part:
+                raise Unreadable(*part["error"])
+            if "num_bytes" in part:
+                return Cut(pieces, part["num_bytes"])
+            pieces += [Piece(*piece) for piece in part["pieces"]]
 
     async def _started(self) -> asyncio.subprocess.Process:
         if self._child is None or self._child.returncode is not None:
@@ -109,6 +129,7 @@ class FileReader:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
+                limit=PIPE_BYTES,
             )
         return self._child
 
@@ -127,6 +148,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    gc.set_threshold(50_000)  # a file's passages are hundreds of thousands of objects and no circles
+    with suppress(OSError):  # the next file need not wait until the parent has all of this one
+        fcntl.fcntl(sys.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     serve(sys.stdin.buffer, sys.stdout.buffer, _confine)
 
 
@@ -136,9 +160,10 @@ def serve(source: BinaryIO, sink: BinaryIO, confine: Callable[[Limits], None]) -
         asked = orjson.loads(line)
         limits = Limits(**asked.pop("limits"))
         confine(limits)
-        reply = orjson.dumps(_answered(Job(**asked), limits, analyzer))
-        sink.write(len(reply).to_bytes(HEAD_BYTES, "big") + reply)
-        sink.flush()
+        for part in _answered(Job(**asked), limits, analyzer):
+            reply = orjson.dumps(part)
+            sink.write(len(reply).to_bytes(HEAD_BYTES, "big") + reply)
+            sink.flush()
 
 
 def _confine(limits: Limits) -> None:
@@ -149,15 +174,14 @@ def _confine(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + limits.time_s) + 1, hard))
 
 
-def _answered(job: Job, limits: Limits, analyzer: Analyzer) -> dict[str, Any]:
+def _answered(job: Job, limits: Limits, analyzer: Analyzer) -> Iterator[dict[str, Any]]:
     try:
         text = extract(Path(job.path).read_bytes(), job.filename, limits)
-        pieces = [
-            (*passage, *indexed_words(analyzer, passage.title, passage.text))
-            for passage in cut(text, job.max_tokens, job.overlap_tokens)
-        ]
-        return {"pieces": pieces, "num_bytes": len(text.text.encode())}
+        passages = cut(text, job.max_tokens, job.overlap_tokens)
+        while part := list(islice(passages, PART)):
+            yield {"pieces": [(*one, *indexed_words(analyzer, one.title, one.text)) for one in part]}
+        yield {"num_bytes": len(text.text.encode())}
     except Unreadable as exc:
-        return {"error": (exc.code, exc.message)}
+        yield {"error": (exc.code, exc.message)}
     except (MemoryError, RecursionError):
-        return {"error": ("invalid_file", "The file needs more memory than one file may take.")}
+        yield {"error": ("invalid_file", "The file needs more memory than one file may take.")}

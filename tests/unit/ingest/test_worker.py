@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from sluice.ingest.base import Limits, Unreadable
-from sluice.ingest.worker import FileReader, Job, serve
+from sluice.ingest.worker import PART, FileReader, Job, serve
 from tests.unit.ingest.documents import pdf, pdf_bomb
 
 MEMORY = 400_000_000
@@ -104,7 +104,27 @@ def test_the_child_answers_line_by_line_and_confines_itself_before_each(tmp_path
 
     serve(io.BytesIO(b"".join(orjson.dumps(line) + b"\n" for line in lines)), sink, confined.append)
 
-    data = sink.getvalue()
-    size = int.from_bytes(data[:8], "big")
-    assert confined == [Limits(**limits)] * 2 and len(data) == 2 * (8 + size)
-    assert orjson.loads(data[8 : 8 + size])["pieces"] == [["# A\n\n网关", "A", 0, 7, "a 网关 关 a·2", 4]]
+    data, parts = sink.getvalue(), []
+    while data:
+        size = int.from_bytes(data[:8], "big")
+        parts.append(orjson.loads(data[8 : 8 + size]))
+        data = data[8 + size :]
+    of_each = [{"pieces": [["# A\n\n网关", "A", 0, 7, "a 网关 关 a·2", 4]]}, {"num_bytes": 11}]
+    assert confined == [Limits(**limits)] * 2 and parts == of_each * 2
+
+
+async def test_a_file_of_many_passages_comes_in_parts(tmp_path: Path):
+    text = "\n\n".join(f"# Part {number}\n\n" + f"word{number} " * 150 for number in range(3 * PART))
+    async with FileReader(Limits(memory_bytes=MEMORY)) as reader:
+        found = await reader.read(job(tmp_path, text.encode()))
+
+    assert [one.title for one in found.pieces] == [f"Part {number}" for number in range(3 * PART)]
+    assert all(text[one.char_start : one.char_end] == one.text for one in found.pieces)
+
+
+async def test_a_child_that_sends_more_than_any_file_can_give_is_not_heard_out():
+    source = asyncio.StreamReader()
+    source.feed_data((1 << 40).to_bytes(8, "big"))
+
+    with pytest.raises(OSError, match="larger than any file's"):
+        await FileReader(Limits())._reply(source)
