@@ -54,7 +54,7 @@ async def _records(hook: Hook | None, tenant: Tenant, asked: Mapping[str, Any]) 
     if hook is None:
         raise BadRequest("Retrieval is not configured on this gateway.")
     wish, query = _wish(asked)
-    found = await hook.search(tenant, wish, [query])
+    _, found = await hook.search(tenant, wish, [query])
     return [_record(passage) for passage in found.passages]
 
 

@@ -157,12 +157,11 @@ def router(relaying: Relaying, hook: Hook, reader: BodyReader, buffers: Buffers)
         with buffers.hold() as held:
             body = await reader.read(visit, request.receive, held)
             asked = _asked(body if isinstance(body, bytes) else b"".join(body))
-        queries = _queries(asked)
-        found = await hook.search(tenant, _wish(store_id, asked), queries)
+        queries, found = await hook.search(tenant, _wish(store_id, asked), _queries(asked))
         relaying.metrics.store_request("POST", 200)
         page = {
             "object": "vector_store.search_results.page",
-            "search_query": queries,
+            "search_query": list(queries),
             "data": [_result(passage) for passage in found.passages],
             "has_more": False,
             "next_page": None,
@@ -193,6 +192,8 @@ def _queries(asked: dict[str, Any]) -> list[str]:
         raise BadRequest(f"`query` is a text, or a list of 1 to {MAX_QUERIES} texts.", param="query")
     if not all(isinstance(one, str) and one.strip() for one in queries):
         raise BadRequest("`query` must not be empty.", param="query")
+    if asked.get("rewrite_query") is True and len(queries) > 1:
+        raise BadRequest("`rewrite_query` is for one query; these are several.", param="rewrite_query")
     return [one[:MAX_QUERY_CHARS] for one in queries]
 
 
@@ -211,12 +212,15 @@ def _wish(store_id: str, asked: dict[str, Any]) -> Wish:
         raise BadRequest(f"`ranker` is one of {', '.join(RANKERS)}.", param="ranking_options")
     if type(threshold) not in (int, float) or not 0 <= threshold <= 1:
         raise BadRequest("`score_threshold` is a number from 0 to 1.", param="ranking_options")
+    if asked.get("rewrite_query") not in (None, True, False):
+        raise BadRequest("`rewrite_query` is true or false.", param="rewrite_query")
     return Wish(
         (store_id,),
         mode=mode,
         max_num_results=number,
         score_threshold=float(threshold),
         reranks=ranker != "none",
+        rewrite="fusion" if asked.get("rewrite_query") else "none",
         filters=parse_filter(asked.get("filters")),
     )
 

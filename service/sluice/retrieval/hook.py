@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -23,7 +23,7 @@ from sluice.retrieval.given import Given
 from sluice.retrieval.records import Records
 from sluice.retrieval.refusal import refusal
 from sluice.retrieval.responses_reply import ResponsesEditor, whole_response
-from sluice.retrieval.rewriting import Rewriter, rewritten
+from sluice.retrieval.rewriting import NO_REWRITER, Rewriter, rewritten
 from sluice.retrieval.search import Searcher
 from sluice.retrieval.wish import Wish
 from sluice.types import Call, Editor, Endpoint, Tenant
@@ -124,20 +124,26 @@ class Hook:
             self._metrics.failed(failure.code)
         return given
 
-    async def search(self, tenant: Tenant, wish: Wish, queries: Sequence[str]) -> SearchResult:
-        """A search that belongs to no call; counted among the tenant's."""
+    async def search(self, tenant: Tenant, wish: Wish, queries: Sequence[str]) -> tuple[Sequence[str], SearchResult]:
+        """A search that belongs to no call, counted among the tenant's; first what was searched for.
+
+        A wish to rewrite is for one query. Raises `BadRequest` for one where no route is there to write queries.
+        """
         with self._turn(tenant):
-            return await self._searcher.search(tenant, wish, queries)
+            notes: tuple[str, ...] = ()
+            if wish.rewrite != "none" and self._rewriter is None:
+                raise BadRequest(f"`rewrite_query`: {NO_REWRITER}", param="rewrite_query")
+            if wish.rewrite != "none":
+                queries, notes = await self._queries(Ask(None, None, question=queries[0]), wish, tenant)
+            found = await self._searcher.search(tenant, wish, queries)
+        return queries, replace(found, notes=notes + found.notes)
+
+    async def _queries(self, ask: Ask, wish: Wish, tenant: Tenant) -> tuple[list[str], tuple[str, ...]]:
+        timeout_s, now = self._settings.rewrite_timeout_s, self._clock()
+        return await rewritten(ask, wish, tenant, rewriter=self._rewriter, timeout_s=timeout_s, now=now)
 
     async def _given(self, call: Call, ask: Ask, wish: Wish, began_at: float) -> Given:
-        queries, notes = await rewritten(
-            ask,
-            wish,
-            call.tenant,
-            rewriter=self._rewriter,
-            timeout_s=self._settings.rewrite_timeout_s,
-            now=began_at,
-        )
+        queries, notes = await self._queries(ask, wish, call.tenant)
         found = await self._found(call, ask, wish, queries)
         if self._clock() >= call.deadline:
             raise RetrievalTimeout("The call's own time was over before its sources were found.")

@@ -22,6 +22,7 @@ MAX_REWRITTEN_CHARS = 400  # of one query; a model that goes on has not understo
 CONDENSE = "Rewrite the last question of this conversation as one search query that can be understood without it."
 FUSE = "Write {n} different search queries that would find documents to answer the last question of this conversation."
 FORM = "Keep its language. Answer with nothing but the {what}.\n\n{turns}user: {question}"
+NO_REWRITER = "queries are not rewritten here, since no route is named for it (`retrieval.on_call.rewrite_route`)."
 NUMBERED = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.):])?\s*")
 
 
@@ -38,8 +39,7 @@ async def rewritten(
     if wish.rewrite == "none":
         return [plain], ()
     if rewriter is None:
-        message = "`retrieval.rewrite` is not configured here (`retrieval.on_call.rewrite_route`)."
-        raise BadRequest(message, param="retrieval")
+        raise BadRequest(f"`retrieval.rewrite`: {NO_REWRITER}", param="retrieval")
     num = 1 if wish.rewrite == "condense" else min(wish.num_queries, MAX_QUERIES) - 1
     try:
         async with asyncio.timeout(timeout_s + GRACE_S):

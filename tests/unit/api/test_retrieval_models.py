@@ -84,6 +84,28 @@ async def test_a_question_is_rewritten_by_a_route_and_the_results_are_fused(
     assert "Passage 0." in asking.json()["messages"][0]["content"]
 
 
+async def test_a_search_of_a_store_is_rewritten_where_it_asks_for_it(
+    gateway: Gateway, worker: ScriptedWorker, knowledge: KnowledgeServer
+):
+    said = vllm.chat_reply({"content": "listen address\nport number"}, model="smollm2", id="x", prompt=5, completion=9)
+    worker.on(CHAT, scripts.reply(200, said), scripts.reply(500, {}))
+    asked = {"query": "Which port?", "rewrite_query": True}
+
+    page = (await gateway.request("POST", "/v1/vector_stores/kb/search", json=asked)).json()
+
+    queries = ["Which port?", "listen address", "port number"]
+    assert page["search_query"] == queries and page["data"] and "rewrite_skipped" not in page["notes"]
+    assert sorted(one["query"] for one in knowledge.asked()) == sorted(queries)
+
+    page = (await gateway.request("POST", "/v1/vector_stores/kb/search", json=asked)).json()
+    assert page["search_query"] == queries[:1] and page["data"] and "rewrite_skipped" in page["notes"]
+
+    plain = {"query": ["Which port?", "And why?"], "rewrite_query": False}
+    worker.forget()
+    page = (await gateway.request("POST", "/v1/vector_stores/kb/search", json=plain)).json()
+    assert page["search_query"] == plain["query"] and not worker.calls(CHAT)
+
+
 async def test_passages_are_reranked_by_a_route_and_a_threshold_is_held_against_that(gateway: Gateway, worker: ScriptedWorker):
     results = [{"index": 2, "relevance_score": 0.9}, {"index": 0, "relevance_score": 0.6}, {"index": 1, "relevance_score": 0.1}]
     worker.on("/v1/rerank", scripts.reply(200, {"results": results}))

@@ -109,12 +109,22 @@ async def test_whose_a_thing_is_not_finds_nothing_and_who_has_no_key_is_told_so(
         ({"query": "a", "ranking_options": {"ranker": "mine"}}, "ranking_options"),
         ({"query": "a", "ranking_options": {"score_threshold": 2}}, "ranking_options"),
         ({"query": "a", "filters": {"type": "like"}}, "filters"),
+        ({"query": "a", "rewrite_query": "yes"}, "rewrite_query"),
+        ({"query": ["a", "b"], "rewrite_query": True}, "rewrite_query"),
     ],
 )
 async def test_a_bad_search_names_what_is_wrong(tmp_path: Path, body: Any, param: str | None):
     async with serving(settings(tmp_path, "http://127.0.0.1:9")) as gateway:
         given = {"body": body, "headers": [("content-type", "application/json")]} if isinstance(body, bytes) else {"json": body}
         told(await gateway.request("POST", "/v1/vector_stores/vs_0/search", **given), 400, param=param)
+
+
+async def test_a_search_that_wants_its_query_rewritten_is_told_where_nobody_can(tmp_path: Path):
+    async with serving(settings(tmp_path, "http://127.0.0.1:9")) as gateway:
+        asked = {"query": "a", "rewrite_query": True}
+        answer = await gateway.request("POST", "/v1/vector_stores/vs_0/search", json=asked)
+
+    assert "rewrite_route" in told(answer, 400, param="rewrite_query")
 
 
 async def test_a_process_that_is_down_is_a_503_and_calls_go_on(tmp_path: Path, monkeypatch):
