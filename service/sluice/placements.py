@@ -16,7 +16,8 @@ from msgspec import Meta, Struct
 from sluice.prefix import MAX_BLOCKS
 from sluice.worker import Worker
 
-MAX_SENT = 256  # of one round: it takes a few milliseconds to read; of more the oldest are not told
+MAX_SENT = 256  # of one round; of more the oldest are not told
+MAX_BLOCKS_HEARD = 4096  # of one round: about two milliseconds; prompts beyond it count for waits alone
 MAX_WORKERS = 4096
 MAX_AGE_S = 600.0
 SILENT_S = 3.5  # after which a gateway that told nothing is gone, and its calls with it
@@ -124,11 +125,13 @@ class Placements:
         """What another gateway told at this time, a moment ago. Workers that are not known here are passed over."""
         known = {worker.url: worker for worker in self._workers()}
         workers = [known.get(state.url) for state in notes.states]
+        num_blocks = 0
         for sent in notes.sent:
             worker = workers[sent.place] if 0 <= sent.place < len(workers) else None
+            num_blocks += len(sent.hashes)
             if worker is not None:
                 worker.backlog.sent_elsewhere(sent.tokens, now - sent.age_s)
-                self._policy.heard(worker, sent.tokens, sent.hashes, now)
+                self._policy.heard(worker, sent.tokens, sent.hashes if num_blocks <= MAX_BLOCKS_HEARD else (), now)
         other = self._others.setdefault(gateway, Other())
         other.heard_at = now
         before = other.in_flight

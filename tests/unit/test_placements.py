@@ -2,7 +2,7 @@
 
 import pytest
 
-from sluice.placements import MAX_SENT, SILENT_S, Notes, Placements, Sent, State
+from sluice.placements import MAX_BLOCKS_HEARD, MAX_SENT, SILENT_S, Notes, Placements, Sent, State
 from sluice.upstream.connections import Connections
 from sluice.worker import Worker
 
@@ -124,3 +124,13 @@ def test_of_too_many_prompts_the_latest_are_told():
     one.tells(other, 10.1)
     assert [tokens for _, tokens, *_ in other.policy.heard_of] == list(range(10, MAX_SENT + 10))
     assert repr(one.placements) == "<Placements of smollm2 [0 to tell | 0 others]>"
+
+
+def test_of_prompts_that_would_take_too_long_to_read_only_the_load_is_heard():
+    one, other = Side(), Side()
+    for _ in range(20):
+        one.placements.placed(one.workers[0], 10.0, 1000, tuple(range(256)))
+    one.tells(other, 10.1)
+    read = [len(hashes) for _, _, hashes, _ in other.policy.heard_of]
+    assert sum(read) == MAX_BLOCKS_HEARD and read == sorted(read, reverse=True) and len(read) == 20
+    assert other.workers[0].backlog.ends_at == pytest.approx(10.0 + 20_000 * other.workers[0].backlog.s_per_token)
