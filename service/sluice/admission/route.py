@@ -31,7 +31,7 @@ from sluice.worker import Lease, Worker
 
 TICK_S = 0.1
 PRUNE_TICKS = 50
-SPARED_FROM = 8  # slots of a worker, of all gateways together: of fewer none is spared
+SPARED_FROM = 6  # slots that a worker has for each one that is spared: else none is
 STANDINGS_S = 0.5  # how old what clients are told of their place may be
 QUEUE_TIME_S = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)
 # What costs the engine nothing does not wait behind what does.
@@ -171,7 +171,7 @@ class Admission:
         had_waiting, self._had_waiting = self._had_waiting, bool(self._queue)
         for window in self._windows.values():
             window.look(share, had_waiting=had_waiting)
-        self._spare(share)
+        self._spare()
         if self._queue:
             self._expire(now)
             for entry in self._started:
@@ -270,17 +270,11 @@ class Admission:
             worker.in_flight < worker.window - spared.get(worker, 0) for worker in self.pool.workers
         )
 
-    def _spare(self, share: float) -> None:
-        """Our part of what is spared, whole slots at as many workers as that gives."""
+    def _spare(self) -> None:
         workers = [worker for worker in self.pool.workers if worker.is_usable]
         self._num_slots = sum([worker.window for worker in workers])
-        self._spared.clear()
-        part = 0.0
-        for worker in workers:
-            if SPARED_FROM * share <= worker.window < inf:
-                part += self._settings.spared_slots * share
-                self._spared[worker] = int(part + 1e-6)
-                part -= self._spared[worker]
+        number = self._settings.spared_slots
+        self._spared = {worker: number for worker in workers if number and SPARED_FROM * number <= worker.window < inf}
 
     def _start(self, entry: Entry, lease: Lease, now: float) -> None:
         self._queue.start(entry)

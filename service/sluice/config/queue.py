@@ -18,7 +18,7 @@ class Queue(Section):
     engine_waiting: Count = 0  # how many may wait in an engine all the time, over all replicas
     start_in_flight: Positive = 256  # calls at one worker over all replicas, before its load was seen to be too high
     max_in_flight: Positive | None = None  # the same, whatever its load is
-    spared_slots: Count = 1  # at each worker over all replicas, for tenants who have fewer than their part
+    spared_slots: Count = 1  # at each worker, by each gateway, for tenants who have fewer than their part
     max_kv_usage: Annotated[float, Field(ge=0, le=1)] = 0.95
     comments_s: Seconds | None = None  # tell waiting streams their place; commits a 200 early: later failures are events
     engine_priority: bool = False  # the workers run with --scheduling-policy priority

@@ -21,10 +21,10 @@ from tests.unit.hot_path import until
 class Door:
     """An admission in virtual time, over workers with so many slots each, and the calls of a test."""
 
-    def __init__(self, *slots: float, policy: Any = None, share: float = 1.0, **settings: object) -> None:
+    def __init__(self, *slots: float, policy: Any = None, **settings: object) -> None:
         self.clock = Clock()
         self.workers = [a_worker(number, window) for number, window in enumerate(slots or (1,))]
-        self.admission = Admission(a_pool(*self.workers, policy=policy), queue(**settings), self.clock, lambda: share)
+        self.admission = Admission(a_pool(*self.workers, policy=policy), queue(**settings), self.clock)
         self.order: list[str] = []
         self._calls: list[Caller] = []
 
@@ -147,24 +147,15 @@ async def test_a_tenant_that_is_alone_has_all_slots_and_again_when_others_have_l
     await door.end()
 
 
-async def test_gateways_that_share_workers_spare_a_slot_between_them_and_small_workers_none():
-    door = Door(5, 5, 5, 5, share=0.5)
-    await door.passes(0.1)
-    light, heavy = door.call(tenant="light"), [door.call(tenant="heavy") for _ in range(30)]
-    await door.calls()
-    assert light.lease is not None
-    assert sorted(worker.in_flight for worker in door.workers) == [4, 4, 5, 5]
-    await door.end()
-    for caller in heavy:
-        assert caller.task.done()
-    small = Door(4, 4)
-    small.call(tenant="light")
-    await small.passes(0.1)
-    for _ in range(10):
-        small.call(tenant="heavy")
-    await small.calls()
-    assert [worker.in_flight for worker in small.workers] == [4, 4]
-    await small.end()
+async def test_of_few_slots_none_is_spared_nor_where_the_operator_wants_none():
+    for door in (Door(5, 5), Door(20, spared_slots=0)):
+        door.call(tenant="light")
+        await door.passes(0.1)
+        for _ in range(30):
+            door.call(tenant="heavy")
+        await door.calls()
+        assert sum(worker.in_flight for worker in door.workers) == sum(worker.window for worker in door.workers)
+        await door.end()
 
 
 async def test_a_call_may_be_cancelled_while_it_waits():
