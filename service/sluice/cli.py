@@ -82,10 +82,25 @@ def check(args: argparse.Namespace) -> int:
         num_usable = sum(_state(entry) == "good" for entry in read_keys(settings.auth.keys_file))
         hint = "" if num_usable else ": nobody may call until `sluice key new` has made one"
         _say(f"{settings.auth.keys_file}: {num_usable} usable keys{hint}")
-    is_miscounted = settings.limits.store == "memory" and settings.replicas.are_several
-    if is_miscounted:
-        _say("limits.store is memory, which counts for one gateway alone, and there are more: use redis://HOST:PORT/0")
-    return max(_report(asyncio.run(examine(settings, os.environ))), Exit.FAILED if is_miscounted else Exit.OK)
+    unshared = _unshared(settings)
+    for advice in unshared:
+        _say(advice)
+    return max(_report(asyncio.run(examine(settings, os.environ))), Exit.FAILED if unshared else Exit.OK)
+
+
+def _unshared(settings: Settings) -> list[str]:
+    """What each of several gateways would have for itself: a client would find it in one and not in the next."""
+    if not settings.replicas.are_several:
+        return []
+    advice = []
+    if settings.limits.store == "memory":
+        advice.append("limits.store is memory, which counts for one gateway alone, and there are more: use redis://HOST:PORT/0")
+    if settings.retrieval.store is not None and settings.retrieval.url is None:
+        advice.append(
+            "retrieval.store is embedded, where each gateway has files and vector stores of its own, and there are more: "
+            "run one `sluice retrieval` and name it in retrieval.url, or set retrieval.store: null"
+        )
+    return advice
 
 
 def _report(findings: Sequence[Finding]) -> int:

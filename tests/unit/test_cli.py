@@ -325,4 +325,15 @@ def test_memory_that_would_have_to_count_for_several_gateways_is_told(config, ca
     config.write_text(CONFIG + "auth: {mode: open}\nreplicas: {count: 2}\n")
 
     assert run("check", "--config", config) == 1
-    assert "limits.store is memory, which counts for one gateway alone" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "limits.store is memory, which counts for one gateway alone" in said
+    assert "retrieval.store is embedded, where each gateway has" in said
+
+
+@pytest.mark.parametrize("kept", ["store: null", "url: http://127.0.0.1:9, token_env: HOME"])
+def test_several_gateways_that_share_what_they_keep_are_well(config, capsys, kept):
+    shared = f"limits: {{store: redis://127.0.0.1:9/0}}\nretrieval: {{{kept}}}\n"
+    config.write_text(CONFIG + "auth: {mode: open}\nreplicas: {count: 2}\n" + shared)
+    run("check", "--config", config)
+
+    assert "there are more" not in capsys.readouterr().err
