@@ -28,6 +28,7 @@ from sluice.server.http_server import HttpServer, bind, make_server, stopping_on
 
 NICENESS = 5  # streams go before searches
 DRAIN_S = 5.0
+WARM_S = 5.0  # of a start, at most, for what the first searches would wait for
 
 
 def build(storage: Storage, ingestion: Ingestion, work: VectorWork, settings: Stores, token: str | None) -> FastAPI:
@@ -58,6 +59,7 @@ async def running(settings: Stores, token: str | None) -> AsyncIterator[tuple[Fa
             ingestion = Ingestion(storage, reader, on_parsed=work.wake)
             beside = (storage.warm(), ingestion.run(), ingestion.run_expiry())
             loops = [tasks.create_task(one) for one in beside]
+            await asyncio.wait(loops[:1], timeout=WARM_S)
             try:
                 yield build(storage, ingestion, work, settings, token), work
             finally:

@@ -88,7 +88,7 @@ def _hook(
     settings: Settings,
     children: Children,
     embedder: Embedder | None,
-    embedded: Retriever | None,
+    embedded: RemoteRetriever | None,
     routes: Mapping[str, Served],
     http: HttpJson,
     resources: AsyncExitStack,
@@ -97,7 +97,7 @@ def _hook(
 ) -> Hook | None:
     """The hook; None where nothing is configured that could be searched."""
     retrieval = settings.retrieval
-    retrievers = {
+    retrievers: dict[str, Retriever] = {
         name: retriever_of(name, one, http=http, resources=resources, clock=clock) for name, one in retrieval.retrievers.items()
     }
     if embedded is not None:
@@ -108,6 +108,7 @@ def _hook(
     searcher = Searcher(
         retrievers=retrievers,
         external=external_stores(retrieval.retrievers),
+        ready=embedded.ready if embedded is not None else None,
         embedder=embedder,
         reranker=RouteReranker(children, on_call.rerank_route) if on_call.rerank_route else None,
         settings=on_call,

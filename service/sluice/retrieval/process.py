@@ -1,8 +1,9 @@
 """The retrieval process as a gateway reaches it: a child of its own on a unix socket, or one that is shared, by URL.
 
-The child is started when first needed: a gateway whose clients use neither files nor stores has none, and starts no slower. It
-ends with its parent, since its input ends then; one that dies is started again by the next request. Where another gateway on
-this machine has the folder already (the old one of a restart, while it drains), its child is used as long as it lives.
+The child is started when first needed: a gateway whose clients use neither files nor stores has none, and starts no slower. All
+who need it wait for the one start, which goes on where they give up. It ends with its parent, since its input ends then; one
+that dies is started again by the next request. Where another gateway on this machine has the folder already (the old one of a
+restart, while it drains), its child is used as long as it lives.
 
 Only this user can open the socket, which lies in the data folder: it is reached through the folder's descriptor, since the path
 of a unix socket may have no more than 107 bytes.
@@ -89,7 +90,7 @@ class ChildProcess:
     def __init__(self, settings: Stores, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
-        self._starting = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
         self._child: asyncio.subprocess.Process | None = None
         self._started_at = float("-inf")
         self._folder: int | None = None
@@ -99,6 +100,9 @@ class ChildProcess:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if (starting := self._starting) is not None:
+            starting.cancel()
+            await asyncio.wait({starting})
         if self._link is not None:
             await self._link.http.__aexit__(None, None, None)
         if self._child is not None:
@@ -114,12 +118,18 @@ class ChildProcess:
         return (self._settings.path / "catalog.db").exists()
 
     async def reach(self) -> Reach:
-        if self.pid is None:
-            async with self._starting:
-                if self.pid is None:
-                    await self._start()
+        if self._starting is not None or self.pid is None:
+            if self._starting is None:
+                self._starting = asyncio.create_task(self._start())
+                self._starting.add_done_callback(self._started)
+            await asyncio.shield(self._starting)
         assert self._link is not None
         return self._link
+
+    def _started(self, starting: asyncio.Task[None]) -> None:
+        self._starting = None
+        if not starting.cancelled():
+            starting.exception()  # told to whoever still waits
 
     async def _start(self) -> None:
         if self._link is None:

@@ -90,6 +90,11 @@ class RemoteRetriever:
         )
         return await self._search(tenant, body, timeout_s)
 
+    async def ready(self) -> None:
+        """Wait for a process that is being started. Raises `RetrievalUnavailable` where there will be none."""
+        if self._process.has_data():
+            await self._process.reach()
+
     async def health(self) -> Health:
         try:
             reach = await self._process.reach()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from sluice.retrieval.wish import Wish
 from sluice.types import Tenant
 
 EMBEDDED = "embedded"
+START_S = 10.0  # what a search waits for a retriever that is being started
 # Whoever is asked keeps to the deadline. Who does not is cancelled a little later, so that nobody is cancelled twice at once:
 # what closes a connection would be interrupted.
 GRACE_S = 0.2
@@ -48,13 +50,17 @@ class External:
 
 
 class Searcher:
-    """Finds the passages of a call. `external` has the stores that are not the embedded engine's, by the id that calls use."""
+    """Finds the passages of a call. `external` has the stores that are not the embedded engine's, by the id that calls use.
+
+    `ready` waits for the embedded engine's start, which is no part of a search's time.
+    """
 
     def __init__(
         self,
         *,
         retrievers: Mapping[str, Retriever],
         external: Mapping[str, External],
+        ready: Callable[[], Awaitable[None]] | None,
         embedder: Embedder | None,
         reranker: Reranker | None,
         settings: OnCall,
@@ -62,6 +68,7 @@ class Searcher:
     ) -> None:
         self._retrievers = retrievers
         self._external = external
+        self._ready = ready
         self._embedder = embedder
         self._reranker = reranker
         self._settings = settings
@@ -73,6 +80,10 @@ class Searcher:
         wish does not fail open, `RetrievalUnavailable` and `RetrievalTimeout` too.
         """
         by_retriever = self._grouped(tenant, wish)
+        if EMBEDDED in by_retriever and self._ready is not None:
+            with suppress(TimeoutError, RetrievalUnavailable):  # the search itself says so
+                async with asyncio.timeout(START_S):
+                    await self._ready()
         mode, vectors, notes = await self._vectors(tenant, wish, queries, by_retriever)
         deadline = self._clock() + self._settings.search_timeout_s
         searches = [

@@ -119,6 +119,14 @@ async def test_a_bad_search_names_what_is_wrong(tmp_path: Path, body: Any, param
         told(await gateway.request("POST", "/v1/vector_stores/vs_0/search", **given), 400, param=param)
 
 
+async def test_the_first_search_after_a_restart_waits_for_the_process(tmp_path: Path):
+    quick = settings(tmp_path, "http://127.0.0.1:9", retrieval={"limits": LIMITS, "on_call": {"search_timeout_s": 0.3}})
+    async with serving(quick) as gateway, sdk(gateway) as client:
+        store, _ = await filled(client)
+    async with serving(quick) as gateway, sdk(gateway) as client:
+        assert len((await client.vector_stores.search(store, query="port")).data) == 1
+
+
 async def test_a_search_that_wants_its_query_rewritten_is_told_where_nobody_can(tmp_path: Path):
     async with serving(settings(tmp_path, "http://127.0.0.1:9")) as gateway:
         asked = {"query": "a", "rewrite_query": True}

@@ -99,6 +99,28 @@ async def test_a_gateways_whole_way_through_its_process(tmp_path: Path):
         os.kill(pid, 0)
 
 
+async def test_whoever_gives_up_waiting_for_the_start_leaves_it_to_the_others(tmp_path: Path):
+    async with ChildProcess(Stores(path=tmp_path / "data"), time.monotonic) as process:
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await process.reach()
+        await asyncio.gather(process.reach(), process.reach())
+        pid = process.pid
+
+        assert (await ask(process, "GET", "/v1/files"))[0] == 200
+        assert process.pid == pid and process._starting is None
+
+    async with ChildProcess(Stores(path=tmp_path / "data"), time.monotonic) as process:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await process.reach()
+        pid = process.pid
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 async def test_a_folder_that_cannot_be_used_is_said_and_nothing_hangs(tmp_path: Path, caplog):
     (tmp_path / "data").write_text("a file")
     async with ChildProcess(Stores(path=tmp_path / "data"), time.monotonic) as process:

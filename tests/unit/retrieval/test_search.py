@@ -73,6 +73,7 @@ def searcher(embedded: Fake | None = None, *, external: dict[str, Fake] | None =
     others = external or {}
     retrievers: dict[str, Any] = {**others} | ({} if embedded is None else {"embedded": embedded})
     return Searcher(
+        ready=more.pop("ready", None),
         retrievers=retrievers,
         external={name: External(StoreRef(name, name), frozenset({"acme"})) for name in others},
         embedder=more.pop("embedder", None),
@@ -84,6 +85,18 @@ def searcher(embedded: Fake | None = None, *, external: dict[str, Fake] | None =
 
 def ids(result: SearchResult) -> list[str]:
     return [one.chunk_id for one in result.passages]
+
+
+async def test_a_start_is_no_part_of_a_searchs_time_and_one_that_fails_leaves_it_to_the_search():
+    async def starts() -> None:
+        await asyncio.sleep(0.1)  # twice what a search may take
+
+    async def fails() -> None:
+        raise RetrievalUnavailable("it has just ended")
+
+    for ready in (starts, fails):
+        found = await searcher(Fake(passage("a")), ready=ready).search(ACME, Wish(("vs_1",)), ["q"])
+        assert ids(found) == ["a"]
 
 
 async def test_stores_of_one_retriever_are_asked_together_and_keep_their_order():
