@@ -79,7 +79,7 @@ def _sections(text: str, has_headings: bool) -> Iterator[tuple[int, int, str]]:
     if not has_headings:
         yield 0, len(text), ""
         return
-    fences = [match.span() for match in _FENCE.finditer(text)]
+    fences = [match.span() for match in _FENCE.finditer(text)] if "```" in text or "~~~" in text else []
     start, path, fence = 0, list[tuple[int, str]](), 0
     for match in _HEADING.finditer(text):
         while fence < len(fences) and fences[fence][1] <= match.start():

@@ -1,6 +1,8 @@
 """Hostile files, names, filters, words and passages, through the whole gateway with its retrieval process."""
 
+import asyncio
 import io
+import logging
 import re
 import zipfile
 from collections.abc import AsyncIterator
@@ -174,6 +176,40 @@ async def test_a_filters_key_and_value_are_no_sql(client: openai.AsyncOpenAI, ga
         given = {"query": "port", "filters": {"type": "eq", "key": key, "value": value}}
         answer = await gateway.request("POST", f"/v1/vector_stores/{store}/search", json=given)
         assert answer.status in (200, 400) and (answer.status == 400 or answer.json()["data"] == [])
+
+
+@pytest.mark.parametrize("member", ["embedding_model", "retriever", "url", "collection", "index", "tenant"])
+async def test_a_caller_chooses_no_model_no_index_and_no_tenant(client: openai.AsyncOpenAI, gateway: Gateway, member: str):
+    store, _ = await stored(client, "a.md", b"The gateway listens on port 8443.")
+    forged = [(f"x-sluice-{name}", "other") for name in ("embedding-model", "tenant")]
+    wish = {"vector_store_ids": [store], member: "other"}
+    ask = {"model": "smollm2", "messages": [{"role": "user", "content": "port"}]}
+
+    assert (await gateway.request("POST", CHAT, json=ask | {"retrieval": wish})).status == 400
+    search = f"/v1/vector_stores/{store}/search"
+    assert (await gateway.request("POST", search, json={"query": "port", member: "other"})).status == 400
+    assert (await gateway.request("POST", "/v1/vector_stores", json={"name": "s", member: "other"})).status == 400
+    made = await gateway.request("POST", "/v1/vector_stores", json={"name": "s"}, headers=forged)
+    assert made.json()["embedding_model"] is None
+    assert (await gateway.request("GET", f"/v1/vector_stores/{made.json()['id']}")).status == 200
+
+
+async def test_neither_questions_nor_passages_are_in_any_log(
+    client: openai.AsyncOpenAI, gateway: Gateway, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+):
+    caplog.set_level(logging.DEBUG, "sluice")
+    store, _ = await stored(client, "a.md", b"The zqpassage listens on port 8443.", attributes={"k": "zqattribute"})
+    ask = {"model": "smollm2", "messages": [{"role": "user", "content": "zqquestion zqpassage"}], "stream": True}
+    given = await gateway.request("POST", CHAT, json=ask | {"retrieval": {"vector_store_ids": [store]}})
+    assert b"zqpassage listens" in given.body
+    bad = {"query": "zqquestion", "filters": {"type": "eq", "key": "zqkey", "value": ["zqvalue"]}}
+    assert (await gateway.request("POST", f"/v1/vector_stores/{store}/search", json=bad)).status == 400
+
+    async with asyncio.timeout(10):
+        while store not in (logged := gateway.log_path.read_text()):  # noqa: ASYNC110  its thread writes it
+            await asyncio.sleep(0.02)
+    said = capfd.readouterr()
+    assert not re.findall("zq[a-z]+", logged + caplog.text + said.out + said.err)
 
 
 INJECTION = (
