@@ -37,11 +37,9 @@ def build(storage: Storage, ingestion: Ingestion, work: VectorWork, settings: St
     errors.install(app)
     trust = Trust(token)
     limits = settings.limits
-    app.include_router(
-        endpoints.file_router(storage, trust, upload_limit_bytes=limits.upload_bytes, tenant_limit_bytes=limits.tenant_bytes)
-    )
-    app.include_router(endpoints.store_router(storage, trust, wake=ingestion.wake, now=lambda: int(time.time())))
-    app.include_router(endpoints.store_file_router(storage, trust, wake=ingestion.wake))
+    app.include_router(endpoints.Files(storage, trust, limits.upload_bytes, limits.tenant_bytes).router())
+    app.include_router(endpoints.VectorStores(storage, trust, ingestion.wake, lambda: int(time.time())).router())
+    app.include_router(endpoints.StoreFiles(storage, trust, ingestion.wake).router())
     app.include_router(internal.router(storage, trust, work))
     return app
 

@@ -6,6 +6,7 @@ The tenant is the one that the gateway names: `Trust` lets nobody else in.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -33,18 +34,35 @@ def answer(value: Any) -> Response:
     return Response(orjson.dumps(value), media_type="application/json")
 
 
-def file_router(storage: Storage, trust: Trust, *, upload_limit_bytes: int, tenant_limit_bytes: int) -> APIRouter:
-    api = APIRouter()
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Uploads."""
 
-    @api.post("/v1/files")
-    async def upload(request: Request) -> Response:
-        tenant = trust.tenant(request)
-        room = tenant_limit_bytes - await storage.ask(Catalog.bytes_of, tenant)
-        limit = min(upload_limit_bytes, room)
+    storage: Storage
+    trust: Trust
+    upload_limit_bytes: int
+    tenant_limit_bytes: int
+
+    def router(self) -> APIRouter:
+        api = APIRouter()
+        for method, path, endpoint in (
+            ("POST", "/v1/files", self.upload),
+            ("GET", "/v1/files", self.files),
+            ("GET", "/v1/files/{file_id}", self.file),
+            ("DELETE", "/v1/files/{file_id}", self.delete),
+            ("GET", "/v1/files/{file_id}/content", self.content),
+        ):
+            api.add_api_route(path, endpoint, methods=[method], response_class=Response)
+        return api
+
+    async def upload(self, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
+        room = self.tenant_limit_bytes - await self.storage.ask(Catalog.bytes_of, tenant)
+        limit = min(self.upload_limit_bytes, room)
         if limit <= 0:
-            raise BodyTooLarge(f"Your files take {tenant_limit_bytes} bytes already; delete some that are not needed.")
+            raise BodyTooLarge(f"Your files take {self.tenant_limit_bytes} bytes already; delete some that are not needed.")
         file_id = new_id("file-")
-        path = storage.uploads / file_id
+        path = self.storage.uploads / file_id
         content_type = request.headers.get("content-type", "")
         try:
             uploaded = await receive(_stream(request), content_type, path, limit_bytes=limit)
@@ -55,7 +73,7 @@ def file_router(storage: Storage, trust: Trust, *, upload_limit_bytes: int, tena
         except BadRequest:
             path.unlink()
             raise
-        row = await storage.ask(
+        row = await self.storage.ask(
             Catalog.add_file,
             tenant,
             id=file_id,
@@ -67,47 +85,55 @@ def file_router(storage: Storage, trust: Trust, *, upload_limit_bytes: int, tena
         )
         return answer(shapes.file_object(row))
 
-    @api.get("/v1/files")
-    async def files(request: Request) -> Response:
-        tenant, page = trust.tenant(request), asked.page(request, max_limit=10_000, default=10_000)
+    async def files(self, request: Request) -> Response:
+        tenant, page = self.trust.tenant(request), asked.page(request, max_limit=10_000, default=10_000)
         purpose = request.query_params.get("purpose")
-        rows, has_more = await storage.ask(Catalog.files, tenant, page, purpose)
+        rows, has_more = await self.storage.ask(Catalog.files, tenant, page, purpose)
         return answer(shapes.listed(rows, has_more, shapes.file_object))
 
-    @api.get("/v1/files/{file_id}")
-    async def file(file_id: str, request: Request) -> Response:
-        tenant = trust.tenant(request)
-        return answer(shapes.file_object(await storage.ask(Catalog.file, tenant, file_id)))
+    async def file(self, file_id: str, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
+        return answer(shapes.file_object(await self.storage.ask(Catalog.file, tenant, file_id)))
 
-    @api.delete("/v1/files/{file_id}")
-    async def delete(file_id: str, request: Request) -> Response:
-        await storage.delete_file(trust.tenant(request), file_id)
+    async def delete(self, file_id: str, request: Request) -> Response:
+        await self.storage.delete_file(self.trust.tenant(request), file_id)
         return answer(shapes.deleted(file_id, "file"))
 
-    @api.get("/v1/files/{file_id}/content")
-    async def content(file_id: str, request: Request) -> Response:
-        tenant = trust.tenant(request)
-        row = await storage.ask(Catalog.file, tenant, file_id)
-        path = storage.uploads / row["id"]
+    async def content(self, file_id: str, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
+        row = await self.storage.ask(Catalog.file, tenant, file_id)
+        path = self.storage.uploads / row["id"]
         if not path.is_file():
             raise StoreNotFound(file_id, "file")
         headers = {"x-content-type-options": "nosniff", "content-security-policy": "default-src 'none'; sandbox"}
         return FileResponse(path, filename=row["filename"], media_type="application/octet-stream", headers=headers)
 
-    return api
 
+@dataclass(frozen=True, slots=True)
+class VectorStores:
+    """The stores themselves. `wake` says that there is more to read."""
 
-def store_router(storage: Storage, trust: Trust, *, wake: Callable[[], None], now: Callable[[], int]) -> APIRouter:
-    api = APIRouter()
+    storage: Storage
+    trust: Trust
+    wake: Callable[[], None]
+    now: Callable[[], int]
 
-    def shaped(row: dict[str, Any]) -> dict[str, Any]:
-        return shapes.store_object(row, now())
+    def router(self) -> APIRouter:
+        api = APIRouter()
+        for method, path, endpoint in (
+            ("POST", "/v1/vector_stores", self.create),
+            ("GET", "/v1/vector_stores", self.stores),
+            ("GET", "/v1/vector_stores/{store_id}", self.store),
+            ("POST", "/v1/vector_stores/{store_id}", self.change),
+            ("DELETE", "/v1/vector_stores/{store_id}", self.delete),
+        ):
+            api.add_api_route(path, endpoint, methods=[method], response_class=Response)
+        return api
 
-    @api.post("/v1/vector_stores")
-    async def create(request: Request) -> Response:
-        tenant = trust.tenant(request)
+    async def create(self, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
         body = await asked.read_body(request, CREATE)
-        row = await storage.ask(
+        row = await self.storage.ask(
             Catalog.add_store,
             tenant,
             name=asked.text(body, "name") or "",
@@ -117,23 +143,20 @@ def store_router(storage: Storage, trust: Trust, *, wake: Callable[[], None], no
             embedding_model=unquote(request.headers.get(MODEL_HEADER, "")) or None,
             attachments=asked.attachments(body, is_required=False),
         )
-        wake()
-        return answer(shaped(row))
+        self.wake()
+        return answer(self._shaped(row))
 
-    @api.get("/v1/vector_stores")
-    async def stores(request: Request) -> Response:
-        tenant, page = trust.tenant(request), asked.page(request)
-        rows, has_more = await storage.ask(Catalog.stores, tenant, page)
-        return answer(shapes.listed(rows, has_more, shaped))
+    async def stores(self, request: Request) -> Response:
+        tenant, page = self.trust.tenant(request), asked.page(request)
+        rows, has_more = await self.storage.ask(Catalog.stores, tenant, page)
+        return answer(shapes.listed(rows, has_more, self._shaped))
 
-    @api.get("/v1/vector_stores/{store_id}")
-    async def store(store_id: str, request: Request) -> Response:
-        tenant = trust.tenant(request)
-        return answer(shaped(await storage.ask(Catalog.store, tenant, store_id)))
+    async def store(self, store_id: str, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
+        return answer(self._shaped(await self.storage.ask(Catalog.store, tenant, store_id)))
 
-    @api.post("/v1/vector_stores/{store_id}")
-    async def change(store_id: str, request: Request) -> Response:
-        tenant = trust.tenant(request)
+    async def change(self, store_id: str, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
         body = await asked.read_body(request, CHANGE)
         changes: dict[str, Any] = {}
         if body.get("name") is not None:
@@ -142,89 +165,99 @@ def store_router(storage: Storage, trust: Trust, *, wake: Callable[[], None], no
             changes["metadata"] = orjson.dumps(asked.metadata(body)).decode()
         if "expires_after" in body:
             changes["expires_days"] = asked.expires_days(body)
-        return answer(shaped(await storage.ask(Catalog.change_store, tenant, store_id, changes)))
+        return answer(self._shaped(await self.storage.ask(Catalog.change_store, tenant, store_id, changes)))
 
-    @api.delete("/v1/vector_stores/{store_id}")
-    async def delete(store_id: str, request: Request) -> Response:
-        await storage.delete_store(trust.tenant(request), store_id)
+    async def delete(self, store_id: str, request: Request) -> Response:
+        await self.storage.delete_store(self.trust.tenant(request), store_id)
         return answer(shapes.deleted(store_id, "vector_store.deleted"))
 
-    return api
+    def _shaped(self, row: dict[str, Any]) -> dict[str, Any]:
+        return shapes.store_object(row, self.now())
 
 
-def store_file_router(storage: Storage, trust: Trust, *, wake: Callable[[], None]) -> APIRouter:
-    api = APIRouter(prefix="/v1/vector_stores/{store_id}")
+@dataclass(frozen=True, slots=True)
+class StoreFiles:
+    """What is in a store."""
 
-    @api.post("/files")
-    async def attach(store_id: str, request: Request) -> Response:
-        tenant = trust.tenant(request)
+    storage: Storage
+    trust: Trust
+    wake: Callable[[], None]
+
+    def router(self) -> APIRouter:
+        api = APIRouter(prefix="/v1/vector_stores/{store_id}")
+        for method, path, endpoint in (
+            ("POST", "/files", self.attach),
+            ("GET", "/files", self.files),
+            ("GET", "/files/{file_id}", self.file),
+            ("POST", "/files/{file_id}", self.change),
+            ("DELETE", "/files/{file_id}", self.detach),
+            ("GET", "/files/{file_id}/content", self.content),
+            ("POST", "/file_batches", self.add_batch),
+            ("GET", "/file_batches/{batch_id}", self.batch),
+            ("POST", "/file_batches/{batch_id}/cancel", self.cancel),
+            ("GET", "/file_batches/{batch_id}/files", self.batch_files),
+        ):
+            api.add_api_route(path, endpoint, methods=[method], response_class=Response)
+        return api
+
+    async def attach(self, store_id: str, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
         attachment = asked.attachment(await asked.read_body(request, ATTACH))
-        row = await storage.ask(Catalog.attach, tenant, store_id, attachment)
-        wake()
+        row = await self.storage.ask(Catalog.attach, tenant, store_id, attachment)
+        self.wake()
         return answer(shapes.store_file_object(row))
 
-    @api.get("/files")
-    async def files(store_id: str, request: Request) -> Response:
-        return await _listed(store_id, request, None)
+    async def files(self, store_id: str, request: Request) -> Response:
+        return await self._listed(store_id, request, None)
 
-    @api.get("/files/{file_id}")
-    async def file(store_id: str, file_id: str, request: Request) -> Response:
-        tenant = trust.tenant(request)
-        row = await storage.ask(Catalog.store_file, tenant, store_id, file_id)
+    async def file(self, store_id: str, file_id: str, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
+        row = await self.storage.ask(Catalog.store_file, tenant, store_id, file_id)
         return answer(shapes.store_file_object(row))
 
-    @api.post("/files/{file_id}")
-    async def change(store_id: str, file_id: str, request: Request) -> Response:
-        tenant = trust.tenant(request)
+    async def change(self, store_id: str, file_id: str, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
         attributes = asked.attributes(await asked.read_body(request, frozenset({"attributes"})))
-        await storage.set_attributes(tenant, store_id, file_id, attributes)
-        row = await storage.ask(Catalog.store_file, tenant, store_id, file_id)
+        await self.storage.set_attributes(tenant, store_id, file_id, attributes)
+        row = await self.storage.ask(Catalog.store_file, tenant, store_id, file_id)
         return answer(shapes.store_file_object(row))
 
-    @api.delete("/files/{file_id}")
-    async def detach(store_id: str, file_id: str, request: Request) -> Response:
-        await storage.detach(trust.tenant(request), store_id, file_id)
+    async def detach(self, store_id: str, file_id: str, request: Request) -> Response:
+        await self.storage.detach(self.trust.tenant(request), store_id, file_id)
         return answer(shapes.deleted(file_id, "vector_store.file.deleted"))
 
-    @api.get("/files/{file_id}/content")
-    async def content(store_id: str, file_id: str, request: Request) -> Response:
-        tenant = trust.tenant(request)
-        await storage.ask(Catalog.store_file, tenant, store_id, file_id)
-        texts = await storage.engine.texts(store_id, file_id)
+    async def content(self, store_id: str, file_id: str, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
+        await self.storage.ask(Catalog.store_file, tenant, store_id, file_id)
+        texts = await self.storage.engine.texts(store_id, file_id)
         page = {"object": "vector_store.file_content.page", "has_more": False, "next_page": None}
         return answer(page | {"data": [{"type": "text", "text": text} for text in texts]})
 
-    @api.post("/file_batches")
-    async def add_batch(store_id: str, request: Request) -> Response:
-        tenant = trust.tenant(request)
+    async def add_batch(self, store_id: str, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
         attachments = asked.attachments(await asked.read_body(request, BATCH), is_required=True)
-        row = await storage.ask(Catalog.add_batch, tenant, store_id, attachments)
-        wake()
+        row = await self.storage.ask(Catalog.add_batch, tenant, store_id, attachments)
+        self.wake()
         return answer(shapes.batch_object(row))
 
-    @api.get("/file_batches/{batch_id}")
-    async def batch(store_id: str, batch_id: str, request: Request) -> Response:
-        tenant = trust.tenant(request)
-        return answer(shapes.batch_object(await storage.ask(Catalog.batch, tenant, store_id, batch_id)))
+    async def batch(self, store_id: str, batch_id: str, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
+        return answer(shapes.batch_object(await self.storage.ask(Catalog.batch, tenant, store_id, batch_id)))
 
-    @api.post("/file_batches/{batch_id}/cancel")
-    async def cancel(store_id: str, batch_id: str, request: Request) -> Response:
-        tenant = trust.tenant(request)
-        row = await storage.ask(Catalog.cancel_batch, tenant, store_id, batch_id)
+    async def cancel(self, store_id: str, batch_id: str, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
+        row = await self.storage.ask(Catalog.cancel_batch, tenant, store_id, batch_id)
         return answer(shapes.batch_object(row))
 
-    @api.get("/file_batches/{batch_id}/files")
-    async def batch_files(store_id: str, batch_id: str, request: Request) -> Response:
-        tenant = trust.tenant(request)
-        await storage.ask(Catalog.batch, tenant, store_id, batch_id)
-        return await _listed(store_id, request, batch_id)
+    async def batch_files(self, store_id: str, batch_id: str, request: Request) -> Response:
+        tenant = self.trust.tenant(request)
+        await self.storage.ask(Catalog.batch, tenant, store_id, batch_id)
+        return await self._listed(store_id, request, batch_id)
 
-    async def _listed(store_id: str, request: Request, batch_id: str | None) -> Response:
-        tenant, page, status = trust.tenant(request), asked.page(request), asked.status_filter(request)
-        rows, has_more = await storage.ask(Catalog.store_files, tenant, store_id, page, status=status, batch_id=batch_id)
+    async def _listed(self, store_id: str, request: Request, batch_id: str | None) -> Response:
+        tenant, page, status = self.trust.tenant(request), asked.page(request), asked.status_filter(request)
+        rows, has_more = await self.storage.ask(Catalog.store_files, tenant, store_id, page, status=status, batch_id=batch_id)
         return answer(shapes.listed(rows, has_more, shapes.store_file_object))
-
-    return api
 
 
 async def _stream(request: Request) -> AsyncIterator[bytes]:
