@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -25,6 +26,7 @@ from typing import Any
 
 from rich.console import Console
 
+from loadtest.limits_study import Redis
 from loadtest.stack import REPOSITORY, SLUICE, StackFailed, fleet, gateway, routes
 from loadtest.study.live import Failed, Outcome, replay
 from loadtest.users.trace import Arrival, read_trace
@@ -131,8 +133,20 @@ def live(trace: Path, options: argparse.Namespace, seed: int) -> Outcome:
         profile = folder / "profile.json"
         profile.write_text(json.dumps(PROFILE | {"num_kv_blocks": options.kv_blocks}))
         words = ["-n", str(NUM_WORKERS), "--profile", str(profile), "--time-warp", str(options.time_warp)]
-        with fleet(folder, *words) as workers, gateway(folder, routes(workers, **route)) as ours:
-            return asyncio.run(replay(ours.url, ours.keys["people"], arrivals, warp=options.time_warp))
+        with ExitStack() as stack:
+            workers = stack.enter_context(fleet(folder, *words))
+            settings = routes(workers, **route)
+            if options.gateways > 1:
+                redis = Redis(folder)
+                stack.callback(redis.kill)
+                redis.start()
+                settings["limits"] = {"store": f"redis://127.0.0.1:{redis.port}/0"}
+            ours = [stack.enter_context(gateway(folder, settings))]
+            for number in range(2, options.gateways + 1):
+                one = gateway(folder, settings, name=f"gateway-{number}", made_keys=ours[0].keys)
+                ours.append(stack.enter_context(one))
+            urls = [one.url for one in ours]
+            return asyncio.run(replay(urls, ours[0].keys["people"], arrivals, warp=options.time_warp, seed=seed))
 
 
 def _at_load(arrivals: Sequence[Arrival], load: float, seed: int) -> list[Arrival]:
@@ -166,6 +180,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--load", type=float, default=0.7, help="(default 0.7)")
     parser.add_argument("--kv-blocks", type=int, default=1000, help="(default 1000)")
     parser.add_argument("--runs", type=int, default=3, help="(default 3)")
+    parser.add_argument("--gateways", type=int, default=1, help="processes on one Redis, calls go to any (default 1)")
     parser.add_argument("--time-warp", type=float, default=3.0, help="seconds of the fleet in one of ours (default 3)")
     return parser.parse_args(arguments)
 

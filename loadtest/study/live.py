@@ -5,6 +5,7 @@ The fleet's time is warped, and so are the arrivals; times to first token are to
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -55,9 +56,11 @@ class Outcome:
         return self.cached_tokens / self.prompt_tokens
 
 
-async def replay(url: str, key: str, arrivals: Sequence[Arrival], *, warp: float) -> Outcome:
-    """Send every call at its time, read every answer to its end. Raises `Failed` for the first that is not a good one."""
+async def replay(urls: Sequence[str], key: str, arrivals: Sequence[Arrival], *, warp: float, seed: int = 0) -> Outcome:
+    """Send every call at its time to any of the gateways, read every answer to its end. Raises `Failed` for the first that is
+    not a good one."""
     bodies = [body_of(arrival) for arrival in arrivals]
+    rng = random.Random(seed)
     outcome = Outcome()
     begun = time.perf_counter()
     async with asyncio.TaskGroup() as calls:
@@ -66,7 +69,7 @@ async def replay(url: str, key: str, arrivals: Sequence[Arrival], *, warp: float
             if (wait_s := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait_s)
             outcome.worst_lag_s = max(outcome.worst_lag_s, time.perf_counter() - due)
-            calls.create_task(_call(url, key, body, warp, outcome))
+            calls.create_task(_call(rng.choice(urls), key, body, warp, outcome))
     return outcome
 
 
