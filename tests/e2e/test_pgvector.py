@@ -15,7 +15,7 @@ import pytest
 
 from sluice.errors import BadRequest, EmbeddingMismatch, RetrievalTimeout, RetrievalUnavailable
 from sluice.retrieval.adapters.pgvector import PgvectorRetriever
-from sluice.retrieval.base import Comparison, QueryVectors
+from sluice.retrieval.base import Comparison, QueryVectors, Search
 from tests.support import retriever_contract as contract
 
 TABLE = """
@@ -125,14 +125,16 @@ async def test_vectors_of_another_length_are_a_mismatch(url: str, retriever: Pgv
     unchecked = PgvectorRetriever("kb", url, collection="passages", embedding_model=None, password=None, clock=time.monotonic)
     with pytest.raises(EmbeddingMismatch):
         await unchecked.search(
-            tenant=contract.ACME,
-            stores=[contract.STORE],
-            queries=["x"],
-            vectors=QueryVectors("any", [[1.0, 0.0]]),
-            filters=None,
-            limit=1,
-            mode="dense",
-            deadline=time.monotonic() + 10,
+            Search(
+                tenant=contract.ACME,
+                stores=[contract.STORE],
+                queries=["x"],
+                vectors=QueryVectors("any", [[1.0, 0.0]]),
+                filters=None,
+                limit=1,
+                mode="dense",
+                deadline=time.monotonic() + 10,
+            )
         )
     await unchecked.close()
 

@@ -6,7 +6,17 @@ The corpus has two tenants with stores of the same ids, so that a forgotten pred
 from dataclasses import replace
 
 from sluice.errors import EmbeddingMismatch
-from sluice.retrieval.base import Comparison, Compound, Filter, Passage, QueryVectors, SearchResult, StoreRef, WritableRetriever
+from sluice.retrieval.base import (
+    Comparison,
+    Compound,
+    Filter,
+    Passage,
+    QueryVectors,
+    Search,
+    SearchResult,
+    StoreRef,
+    WritableRetriever,
+)
 from sluice.types import Tenant
 
 ACME, GLOBEX = Tenant("acme", "k1"), Tenant("globex", "k2")
@@ -52,14 +62,16 @@ async def found(
     deadline: float,
 ) -> SearchResult:
     return await retriever.search(
-        tenant=tenant,
-        stores=stores,
-        queries=[query],
-        vectors=None if vector is None else QueryVectors(MODEL, [list(vector)]),
-        filters=filters,
-        limit=limit,
-        mode=mode,  # type: ignore[arg-type]
-        deadline=deadline,
+        Search(
+            tenant=tenant,
+            stores=stores,
+            queries=[query],
+            vectors=None if vector is None else QueryVectors(MODEL, [list(vector)]),
+            filters=filters,
+            limit=limit,
+            mode=mode,  # type: ignore[arg-type]
+            deadline=deadline,
+        )
     )
 
 
@@ -140,14 +152,16 @@ async def check_mismatch(retriever: WritableRetriever, deadline: float) -> None:
     """Vectors of another model are refused, and never compared."""
     try:
         await retriever.search(
-            tenant=ACME,
-            stores=[STORE],
-            queries=["x"],
-            vectors=QueryVectors("another", [[1.0, 0.0, 0.0]]),
-            filters=None,
-            limit=1,
-            mode="dense",
-            deadline=deadline,
+            Search(
+                tenant=ACME,
+                stores=[STORE],
+                queries=["x"],
+                vectors=QueryVectors("another", [[1.0, 0.0, 0.0]]),
+                filters=None,
+                limit=1,
+                mode="dense",
+                deadline=deadline,
+            )
         )
     except EmbeddingMismatch:
         return

@@ -1,9 +1,9 @@
 """What a retriever is: the nouns of a search, and the protocols of those who take part in it.
 
-    result = await retriever.search(tenant=tenant, stores=[StoreRef("vs_1")], queries=["port of the gateway"], vectors=None,
-                                    filters=None, limit=8, mode="lexical", deadline=loop.time() + 0.8)
+    search = Search(tenant, [StoreRef("vs_1")], ["port of the gateway"], limit=8, mode="lexical", deadline=loop.time() + 0.8)
+    result = await retriever.search(search)
 
-The tenant is a required argument everywhere and comes from the key, never from a request's body: there is no way to search
+The tenant is required everywhere and comes from the key, never from a request's body: there is no way to search
 by a store's id alone, and an adapter adds the tenant's predicate itself. A store that is unknown and one of another tenant are
 the same `StoreNotFound`. Whoever implements a protocol bounds what it reads, keeps to the deadline (event loop's clock), may
 be cancelled at any await, and fails only with a `GatewayError` whose text holds nothing of another's answer.
@@ -12,9 +12,10 @@ be cancelled at any await, and fails only with a `GatewayError` whose text holds
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal, Protocol
 
+from sluice.errors import EmbeddingMismatch
 from sluice.types import Tenant
 
 Mode = Literal["hybrid", "lexical", "dense"]
@@ -95,6 +96,28 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Search:
+    """What a retriever is asked. `weights` None: those of the retriever's embedder."""
+
+    tenant: Tenant
+    stores: Sequence[StoreRef]
+    queries: Sequence[str]
+    _: KW_ONLY
+    limit: int
+    mode: Mode
+    deadline: float
+    vectors: QueryVectors | None = None
+    filters: Filter | None = None
+    weights: Weights | None = None
+
+    def check_model(self, model: str | None) -> None:
+        """Raises `EmbeddingMismatch` for vectors of another model than the one that is known of the stores."""
+        if self.vectors is not None and model not in (None, self.vectors.model_id):
+            said = f"The store {self.stores[0].id} was embedded by another model than {self.vectors.model_id}."
+            raise EmbeddingMismatch(said)
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """One store could not be searched: our own code for why, and no inner text."""
 
@@ -107,7 +130,7 @@ class SearchResult:
     """The best passages first, without duplicates.
 
     `mode` is what was really done: a hybrid search is lexical where no store has vectors or the embedder is down. `notes` say
-    what else was left out, from a fixed set: `embedder_unavailable`, `no_embeddings`, `rerank_skipped`.
+    what else was left out, from a fixed set: `embedder_unavailable`, `no_embeddings`, `rerank_skipped`, `rewrite_skipped`.
     """
 
     passages: tuple[Passage, ...]
@@ -134,22 +157,10 @@ class Retriever(Protocol):
     name: str
     capabilities: frozenset[str]
 
-    async def search(
-        self,
-        *,
-        tenant: Tenant,
-        stores: Sequence[StoreRef],
-        queries: Sequence[str],
-        vectors: QueryVectors | None,
-        filters: Filter | None,
-        limit: int,
-        mode: Mode,
-        deadline: float,
-        weights: Weights | None = None,
-    ) -> SearchResult:
+    async def search(self, search: Search) -> SearchResult:
         """The passages of all these stores, fused over queries and modes (`retrieval.fusion`).
 
-        `weights` None: those of the retriever's embedder. Raises `StoreNotFound` where a store is not this tenant's,
+        Raises `StoreNotFound` where a store is not this tenant's,
         `StoreExpired`, `EmbeddingMismatch` for vectors of another model than the store's; `RetrievalUnavailable` and
         `RetrievalTimeout` where nothing can be said. A store that failed among others is in `failures`.
         """

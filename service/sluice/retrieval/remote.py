@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -27,10 +27,8 @@ from sluice.retrieval.base import (
     Comparison,
     Filter,
     Health,
-    Mode,
-    QueryVectors,
+    Search,
     SearchResult,
-    StoreRef,
     Weights,
 )
 from sluice.retrieval.process import Process
@@ -57,38 +55,26 @@ class RemoteRetriever:
         self._weights = weights
         self._clock = clock
 
-    async def search(
-        self,
-        *,
-        tenant: Tenant,
-        stores: Sequence[StoreRef],
-        queries: Sequence[str],
-        vectors: QueryVectors | None,
-        filters: Filter | None,
-        limit: int,
-        mode: Mode,
-        deadline: float,
-        weights: Weights | None = None,
-    ) -> SearchResult:
-        timeout_s = deadline - self._clock()
+    async def search(self, search: Search) -> SearchResult:
+        timeout_s = search.deadline - self._clock()
         if timeout_s <= 0:
             raise RetrievalTimeout("The search did not begin within its deadline.")
         if not self._process.has_data():  # nobody has ever made a store: no process is started to say so
-            raise StoreNotFound(stores[0].id)
-        weights = weights or self._weights
+            raise StoreNotFound(search.stores[0].id)
+        weights = search.weights or self._weights
         body = wire.SearchBody(
-            stores=tuple(store.id for store in stores),
-            queries=tuple(query[:MAX_QUERY_CHARS] for query in queries),
-            limit=limit,
-            mode=mode,
+            stores=tuple(store.id for store in search.stores),
+            queries=tuple(query[:MAX_QUERY_CHARS] for query in search.queries),
+            limit=search.limit,
+            mode=search.mode,
             timeout_s=timeout_s,
             text_weight=weights.text,
             embedding_weight=weights.embedding,
-            filters=None if filters is None else as_json(filters),
-            embedding_model=None if vectors is None else vectors.model_id,
-            vectors=None if vectors is None else tuple(tuple(map(float, row)) for row in vectors.rows),
+            filters=None if search.filters is None else as_json(search.filters),
+            embedding_model=None if search.vectors is None else search.vectors.model_id,
+            vectors=None if search.vectors is None else tuple(tuple(map(float, row)) for row in search.vectors.rows),
         )
-        return await self._search(tenant, body, timeout_s)
+        return await self._search(search.tenant, body, timeout_s)
 
     async def ready(self) -> None:
         """Wait for a process that is being started. Raises `RetrievalUnavailable` where there will be none."""

@@ -24,6 +24,7 @@ from sluice.retrieval.base import (
     QueryVectors,
     Reranker,
     Retriever,
+    Search,
     SearchResult,
     StoreRef,
 )
@@ -85,11 +86,18 @@ class Searcher:
                 async with asyncio.timeout(START_S):
                     await self._ready()
         mode, vectors, notes = await self._vectors(tenant, wish, queries, by_retriever)
-        deadline = self._clock() + self._settings.search_timeout_s
-        searches = [
-            self._one(name, tenant, wish, refs, queries, vectors, mode, deadline) for name, refs in by_retriever.items()
-        ]
-        results = await _all(searches)
+        asked = Search(
+            tenant,
+            (),
+            queries,
+            limit=MAX_RESULTS if self._reranker is not None and wish.reranks else wish.max_num_results,
+            mode=mode,
+            deadline=self._clock() + self._settings.search_timeout_s,
+            vectors=vectors,
+            filters=wish.filters,
+            weights=wish.weights,
+        )
+        results = await _all([self._one(name, replace(asked, stores=refs)) for name, refs in by_retriever.items()])
         failures = tuple(failure for result in results for failure in result.failures)
         if failures and not wish.fails_open:
             raise _failure_of(failures)
@@ -136,48 +144,27 @@ class Searcher:
             return "lexical", None, ("embedder_unavailable",)
         return wish.mode, QueryVectors(self._embedder.model_id, rows), ()
 
-    async def _one(
-        self,
-        name: str,
-        tenant: Tenant,
-        wish: Wish,
-        refs: list[StoreRef],
-        queries: Sequence[str],
-        vectors: QueryVectors | None,
-        mode: Mode,
-        deadline: float,
-    ) -> SearchResult:
+    async def _one(self, name: str, search: Search) -> SearchResult:
         """The result of one retriever; its own failure is one of all its stores."""
         breaker = self._breakers[name]
         if breaker.is_open:
-            return _failed(refs, "unavailable")
-        limit = MAX_RESULTS if self._reranker is not None and wish.reranks else wish.max_num_results
+            return _failed(search.stores, "unavailable")
         try:
-            async with asyncio.timeout(deadline - self._clock() + GRACE_S):
-                result = await self._retrievers[name].search(
-                    tenant=tenant,
-                    stores=refs,
-                    queries=queries,
-                    vectors=vectors,
-                    filters=wish.filters,
-                    limit=limit,
-                    mode=mode,
-                    deadline=deadline,
-                    weights=wish.weights,
-                )
+            async with asyncio.timeout(search.deadline - self._clock() + GRACE_S):
+                result = await self._retrievers[name].search(search)
         except (TimeoutError, RetrievalTimeout):
             breaker.failed()
-            return _failed(refs, "timeout")
+            return _failed(search.stores, "timeout")
         except GatewayError as exc:
             if exc.status < 500:  # the call's own mistake
                 breaker.succeeded()
                 raise
             breaker.failed()
-            return _failed(refs, "unavailable")
+            return _failed(search.stores, "unavailable")
         except Exception:
             logger.exception("the retriever %s failed inside the gateway", name)
             breaker.failed()
-            return _failed(refs, "failed")
+            return _failed(search.stores, "failed")
         if result.failures and not result.passages:
             breaker.failed()
         else:

@@ -11,7 +11,7 @@ import pytest
 
 from sluice.config import Stores
 from sluice.errors import EmbeddingMismatch, RetrievalTimeout, RetrievalUnavailable, StoreExpired, StoreNotFound
-from sluice.retrieval.base import QueryVectors, StoreRef, Weights
+from sluice.retrieval.base import QueryVectors, Search, StoreRef, Weights
 from sluice.retrieval.filters import parse_filter
 from sluice.retrieval.process import ChildProcess, Process, SharedProcess, process_of
 from sluice.retrieval.remote import RemoteRetriever
@@ -50,7 +50,7 @@ async def search(process: Process, store: str, tenant: Tenant = ACME, **more):
     asked = {"queries": ["port"], "vectors": None, "filters": None, "limit": 5, "mode": "hybrid"} | more
     retriever = RemoteRetriever(process, weights=Weights(), clock=time.monotonic)
     deadline = asked.pop("deadline", time.monotonic() + 5)
-    return await retriever.search(tenant=tenant, stores=[StoreRef(store)], deadline=deadline, **asked)
+    return await retriever.search(Search(tenant=tenant, stores=[StoreRef(store)], deadline=deadline, **asked))
 
 
 async def test_a_gateways_whole_way_through_its_process(tmp_path: Path):

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from sluice.config import OnCall
 from sluice.errors import BadRequest, EmbeddingMismatch, RetrievalTimeout, RetrievalUnavailable, StoreExpired, StoreNotFound
-from sluice.retrieval.base import Health, Passage, QueryVectors, SearchResult, StoreRef, Weights
+from sluice.retrieval.base import Health, Passage, QueryVectors, Search, SearchResult, StoreRef, Weights
 from sluice.retrieval.search import External, Searcher
 from sluice.retrieval.wish import Wish
 from sluice.types import Tenant
@@ -30,7 +31,8 @@ class Fake:
         self.raises = raises
         self.asked: list[dict[str, Any]] = []
 
-    async def search(self, **asked: Any) -> SearchResult:
+    async def search(self, search: Search) -> SearchResult:
+        asked = {one.name: getattr(search, one.name) for one in fields(search)}
         self.asked.append(asked)
         if self.raises is not None:
             raise self.raises

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,15 +25,12 @@ from sluice.retrieval.base import (
     Failure,
     Filter,
     Health,
-    Mode,
     Passage,
-    QueryVectors,
+    Search,
     SearchResult,
     StoreRef,
-    Weights,
 )
 from sluice.retrieval.fusion import fuse
-from sluice.types import Tenant
 
 MAX_REPLY_BYTES = 4_194_304
 MAX_TEXT_CHARS = 20_000  # of one passage
@@ -58,45 +55,27 @@ class HttpRetriever:
         self._ca_file = ca_file
         self._clock = clock
 
-    async def search(
-        self,
-        *,
-        tenant: Tenant,
-        stores: Sequence[StoreRef],
-        queries: Sequence[str],
-        vectors: QueryVectors | None,
-        filters: Filter | None,
-        limit: int,
-        mode: Mode,
-        deadline: float,
-        weights: Weights | None = None,
-    ) -> SearchResult:
+    async def search(self, search: Search) -> SearchResult:
         """The protocol's search; the service ranks as it pleases, so `vectors`, `mode` and `weights` are not sent."""
-        condition = None if filters is None else metadata_condition(filters)
-        asked = [(store, query) for store in stores for query in queries]
-        found = await asyncio.gather(*(self._ask(tenant, *one, condition, limit, deadline) for one in asked))
+        condition = None if search.filters is None else metadata_condition(search.filters)
+        asked = [(store, query) for store in search.stores for query in search.queries]
+        found = await asyncio.gather(*(self._ask(search, *one, condition) for one in asked))
         failures = {store.id: one for (store, _), one in zip(asked, found, strict=True) if isinstance(one, str)}
         lists = [one for one in found if not isinstance(one, str)]
         known = {(one.vector_store_id, one.chunk_id): one for passages in lists for one in passages}
         ranked = fuse([([(one.vector_store_id, one.chunk_id) for one in passages], 1.0) for passages in lists])
-        passages = tuple(known[key] for key, _ in ranked)[:limit]
-        return SearchResult(passages, tuple(Failure(id, code) for id, code in failures.items()), mode)
+        passages = tuple(known[key] for key, _ in ranked)[: search.limit]
+        return SearchResult(passages, tuple(Failure(id, code) for id, code in failures.items()), search.mode)
 
     async def health(self) -> Health:
         """Not asked: the contract has no question for it, and a search would cost. Searches say how it is."""
         return Health(is_up=True)
 
     async def _ask(
-        self,
-        tenant: Tenant,
-        store: StoreRef,
-        query: str,
-        condition: Mapping[str, Any] | None,
-        limit: int,
-        deadline: float,
+        self, search: Search, store: StoreRef, query: str, condition: Mapping[str, Any] | None
     ) -> list[Passage] | str:
         """The passages, or the code of the failure."""
-        setting = {"top_k": limit, "score_threshold": 0.0}
+        setting = {"top_k": search.limit, "score_threshold": 0.0}
         asked = {"knowledge_id": store.id, "query": query, "retrieval_setting": setting}
         if condition is not None:
             asked["metadata_condition"] = condition
@@ -104,8 +83,8 @@ class HttpRetriever:
             reply = await self._http.post_json(
                 self._url,
                 asked,
-                headers={**self._headers, "x-sluice-tenant": quote(tenant.name)},
-                timeout_s=max(0.001, deadline - self._clock()),
+                headers={**self._headers, "x-sluice-tenant": quote(search.tenant.name)},
+                timeout_s=max(0.001, search.deadline - self._clock()),
                 limit_bytes=MAX_REPLY_BYTES,
                 ca_file=self._ca_file,
             )
@@ -116,7 +95,7 @@ class HttpRetriever:
         records = reply.get("records") if isinstance(reply, dict) else None
         if not isinstance(records, list):
             return "unavailable"
-        return [one for record in records[:limit] if (one := passage_of(record, store.id)) is not None]
+        return [one for record in records[: search.limit] if (one := passage_of(record, store.id)) is not None]
 
 
 def passage_of(record: Any, store_id: str) -> Passage | None:

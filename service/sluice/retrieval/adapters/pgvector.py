@@ -33,6 +33,7 @@ from sluice.retrieval.base import (
     Passage,
     QueryVectors,
     Scalar,
+    Search,
     SearchResult,
     StoreRef,
     Vector,
@@ -77,38 +78,25 @@ class PgvectorRetriever:
         self._idle: list[Connection] = []
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
 
-    async def search(
-        self,
-        *,
-        tenant: Tenant,
-        stores: Sequence[StoreRef],
-        queries: Sequence[str],
-        vectors: QueryVectors | None,
-        filters: Filter | None,
-        limit: int,
-        mode: Mode,
-        deadline: float,
-        weights: Weights | None = None,
-    ) -> SearchResult:
-        if vectors is not None and self._embedding_model not in (None, vectors.model_id):
-            raise EmbeddingMismatch(f"The store {stores[0].id} was embedded by another model than {vectors.model_id}.")
-        weights = weights or Weights()
-        given: Parameters = {"tenant": tenant.name, "stores": [one.id for one in stores], "depth": DEPTH}
+    async def search(self, search: Search) -> SearchResult:
+        search.check_model(self._embedding_model)
+        weights = search.weights or Weights()
+        given: Parameters = {"tenant": search.tenant.name, "stores": [one.id for one in search.stores], "depth": DEPTH}
         where: sql.Composable = sql.SQL("tenant = %(tenant)s AND store = ANY(%(stores)s)")
-        if filters is not None:
-            where = sql.SQL("{} AND {}").format(where, _condition(filters, given))
+        if search.filters is not None:
+            where = sql.SQL("{} AND {}").format(where, _condition(search.filters, given))
         rankings: list[tuple[list[tuple[str, str]], float]] = []
         known: dict[tuple[str, str], Passage] = {}
-        async with self._transaction(tenant, deadline) as cursor:
-            for row in vectors.rows if vectors is not None and mode != "lexical" else ():
+        async with self._transaction(search.tenant, search.deadline) as cursor:
+            for row in search.vectors.rows if search.vectors is not None and search.mode != "lexical" else ():
                 found = await self._ranked(cursor, _by_cosine(self._table, where), given | {"vector": _written(row)})
                 rankings.append((_take(found, known), weights.embedding))
-            for query in queries if mode != "dense" else ():
+            for query in search.queries if search.mode != "dense" else ():
                 words = self._tsquery(query)
                 found = await self._ranked(cursor, _by_words(self._table, where), given | {"words": words}) if words else []
                 rankings.append((_take(found, known), weights.text))
-        ranked = fuse(rankings)[:limit]
-        done: Mode = "lexical" if vectors is None else mode
+        ranked = fuse(rankings)[: search.limit]
+        done: Mode = "lexical" if search.vectors is None else search.mode
         return SearchResult(tuple(replace(known[key], score=score) for key, score in ranked), mode=done)
 
     async def health(self) -> Health:

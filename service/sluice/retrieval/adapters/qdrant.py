@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from sluice.errors import BadRequest, EmbeddingMismatch, RetrievalTimeout, RetrievalUnavailable
+from sluice.errors import BadRequest, RetrievalTimeout, RetrievalUnavailable
 from sluice.http_json import HttpJson, HttpJsonError
 from sluice.retrieval.adapters.http import MAX_REPLY_BYTES, MAX_TEXT_CHARS, attributes_of
 from sluice.retrieval.base import (
@@ -31,6 +31,7 @@ from sluice.retrieval.base import (
     Mode,
     Passage,
     QueryVectors,
+    Search,
     SearchResult,
     StoreRef,
     Weights,
@@ -74,43 +75,33 @@ class QdrantRetriever:
         self._clock = clock
         self._analyzer = Analyzer()
 
-    async def search(
-        self,
-        *,
-        tenant: Tenant,
-        stores: Sequence[StoreRef],
-        queries: Sequence[str],
-        vectors: QueryVectors | None,
-        filters: Filter | None,
-        limit: int,
-        mode: Mode,
-        deadline: float,
-        weights: Weights | None = None,
-    ) -> SearchResult:
+    async def search(self, search: Search) -> SearchResult:
         """Each ranking is asked for by itself and fused here, so that weights and several queries mean the same everywhere."""
-        if vectors is not None and self._embedding_model not in (None, vectors.model_id):
-            raise EmbeddingMismatch(f"The store {stores[0].id} was embedded by another model than {vectors.model_id}.")
-        weights = weights or Weights()
-        must = [_match("tenant_id", tenant.name), {"key": "vector_store_id", "match": {"any": [one.id for one in stores]}}]
-        if filters is not None:
-            must.append(condition(filters))
+        search.check_model(self._embedding_model)
+        weights = search.weights or Weights()
+        stores = [one.id for one in search.stores]
+        must = [_match("tenant_id", search.tenant.name), {"key": "vector_store_id", "match": {"any": stores}}]
+        if search.filters is not None:
+            must.append(condition(search.filters))
         asked: list[tuple[Json, float]] = []
-        if vectors is not None and mode != "lexical":
-            asked += [(self._dense(row), weights.embedding) for row in vectors.rows]
-        if self._text_vector is not None and mode != "dense":
-            asked += [(self._sparse(query), weights.text) for query in queries]
+        if search.vectors is not None and search.mode != "lexical":
+            asked += [(self._dense(row), weights.embedding) for row in search.vectors.rows]
+        if self._text_vector is not None and search.mode != "dense":
+            asked += [(self._sparse(query), weights.text) for query in search.queries]
         if not asked:
-            return SearchResult((), tuple(Failure(one.id, "no_embeddings") for one in stores))
+            return SearchResult((), tuple(Failure(one.id, "no_embeddings") for one in search.stores))
         rankings: list[tuple[list[tuple[str, str]], float]] = []
         known: dict[tuple[str, str], Passage] = {}
         for query, weight in asked:
-            found = await self._query(query | {"filter": {"must": must}, "limit": DEPTH, "with_payload": True}, deadline)
+            found = await self._query(query | {"filter": {"must": must}, "limit": DEPTH, "with_payload": True}, search.deadline)
             is_dense = query.get("using") != self._text_vector
-            passages = [one for point in found if (one := _passage(point, tenant, is_dense=is_dense)) is not None]
+            passages = [one for point in found if (one := _passage(point, search.tenant, is_dense=is_dense)) is not None]
             rankings.append(([(one.vector_store_id, one.chunk_id) for one in passages], weight))
             known |= {key: one for one in passages if (key := (one.vector_store_id, one.chunk_id)) not in known}
-        ranked = fuse(rankings)[:limit]
-        done: Mode = "lexical" if vectors is None or mode == "lexical" else mode if self._text_vector else "dense"
+        ranked = fuse(rankings)[: search.limit]
+        done: Mode = search.mode if self._text_vector or search.mode == "lexical" else "dense"
+        if search.vectors is None:
+            done = "lexical"
         return SearchResult(tuple(replace(known[key], score=score) for key, score in ranked), mode=done)
 
     async def health(self) -> Health:

@@ -7,7 +7,7 @@ results are the same, so there is no tenant to tell; the question itself leaves 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -15,9 +15,8 @@ from urllib.parse import urlencode
 from sluice.errors import BadRequest
 from sluice.http_json import HttpJson, HttpJsonError
 from sluice.retrieval.adapters.http import MAX_REPLY_BYTES, MAX_TEXT_CHARS
-from sluice.retrieval.base import Failure, Filter, Health, Mode, Passage, QueryVectors, SearchResult, StoreRef, Weights
+from sluice.retrieval.base import Failure, Health, Passage, Search, SearchResult
 from sluice.retrieval.fusion import fuse
-from sluice.types import Tenant
 
 MAX_QUERY_CHARS = 400  # of a question that goes to a search engine
 
@@ -37,41 +36,30 @@ class WebRetriever:
         self._ca_file = ca_file
         self._clock = clock
 
-    async def search(
-        self,
-        *,
-        tenant: Tenant,
-        stores: Sequence[StoreRef],
-        queries: Sequence[str],
-        vectors: QueryVectors | None,
-        filters: Filter | None,
-        limit: int,
-        mode: Mode,
-        deadline: float,
-        weights: Weights | None = None,
-    ) -> SearchResult:
-        if filters is not None:
+    async def search(self, search: Search) -> SearchResult:
+        if search.filters is not None:
             raise BadRequest("`filters`: results of the web have no attributes to filter by.", param="filters")
         lists = []
-        for query in queries:
+        for query in search.queries:
             asked = urlencode({"q": query[:MAX_QUERY_CHARS], "format": "json"})
             url = f"{self._url}{'&' if '?' in self._url else '?'}{asked}"
             try:
                 reply = await self._http.get_json(
                     url,
                     headers=self._headers,
-                    timeout_s=max(0.001, deadline - self._clock()),
+                    timeout_s=max(0.001, search.deadline - self._clock()),
                     limit_bytes=MAX_REPLY_BYTES,
                     ca_file=self._ca_file,
                 )
             except HttpJsonError as exc:
                 code = "timeout" if exc.kind == "timeout" else "unavailable"
-                return SearchResult((), tuple(Failure(store.id, code) for store in stores))
+                return SearchResult((), tuple(Failure(store.id, code) for store in search.stores))
             results = reply.get("results") if isinstance(reply, dict) else None
-            lists.append([one for given in results or () if (one := _passage(given, stores[0].id)) is not None][:limit])
+            found = (_passage(given, search.stores[0].id) for given in results or ())
+            lists.append([one for one in found if one is not None][: search.limit])
         known = {one.file_id: one for passages in lists for one in passages}
         ranked = fuse([([one.file_id for one in passages], 1.0) for passages in lists])
-        return SearchResult(tuple(known[id] for id, _ in ranked)[:limit])
+        return SearchResult(tuple(known[id] for id, _ in ranked)[: search.limit])
 
     async def health(self) -> Health:
         """Not asked: each question is a search that somebody pays for. Searches say how it is."""

@@ -21,7 +21,7 @@ from sluice import retrieval_app
 from sluice.cli import Exit, main
 from sluice.config import ConfigError, Stores
 from sluice.errors import RetrievalUnavailable
-from sluice.retrieval.base import StoreRef, Weights
+from sluice.retrieval.base import Search, StoreRef, Weights
 from sluice.retrieval.process import SharedProcess
 from sluice.retrieval.remote import RemoteRetriever
 from sluice.retrieval_app import running
@@ -150,7 +150,7 @@ async def test_one_process_serves_several_gateways_by_url_and_secret(tmp_path: P
                 assert (await retriever.health()).is_up == is_let_in
                 asked: dict[str, Any] = {"queries": ["x"], "vectors": None, "filters": None, "limit": 1, "mode": "lexical"}
                 search = retriever.search(
-                    tenant=Tenant("acme", "k"), stores=[StoreRef(store)], deadline=time.monotonic() + 5, **asked
+                    Search(tenant=Tenant("acme", "k"), stores=[StoreRef(store)], deadline=time.monotonic() + 5, **asked)
                 )
                 if is_let_in:
                     assert (await search).passages == ()

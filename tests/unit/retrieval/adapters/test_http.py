@@ -10,7 +10,7 @@ from sluice.errors import BadRequest, StoreNotFound
 from sluice.http_json import HttpJson
 from sluice.retrieval.adapters.http import MAX_TEXT_CHARS, HttpRetriever, metadata_condition, passage_of
 from sluice.retrieval.adapters.web import WebRetriever
-from sluice.retrieval.base import Comparison, Compound, Filter, SearchResult, StoreRef
+from sluice.retrieval.base import Comparison, Compound, Filter, Search, SearchResult, StoreRef
 from sluice.types import Tenant
 from tests.support import scripts
 from tests.support.knowledge_server import KnowledgeServer, record
@@ -45,14 +45,16 @@ async def search(
     within_s: float = 10,
 ) -> SearchResult:
     return await retriever.search(
-        tenant=ACME,
-        stores=[StoreRef(one, "kb") for one in stores],
-        queries=queries or ("port",),
-        vectors=None,
-        filters=filters,
-        limit=limit,
-        mode="hybrid",
-        deadline=time.monotonic() + within_s,
+        Search(
+            tenant=ACME,
+            stores=[StoreRef(one, "kb") for one in stores],
+            queries=queries or ("port",),
+            vectors=None,
+            filters=filters,
+            limit=limit,
+            mode="hybrid",
+            deadline=time.monotonic() + within_s,
+        )
     )
 
 
