@@ -60,8 +60,7 @@ class Sharing:
         self._number = 0
         self._said_at: dict[int, float] = {}  # by message, of the last second
         self._way_s = 0.0  # from us through the channel to us: as long as that of others
-        self._trouble = ""
-        self.num_nonsense = 0
+        self._is_troubled = self._met_nonsense = False  # that was said in the log
 
     @property
     def num_others(self) -> int:
@@ -122,22 +121,23 @@ class Sharing:
                 raise ValueError(f"{len(data)} bytes")
             message = self._decoder.decode(memoryview(data)[ID_BYTES:])
         except ValueError as exc:  # msgspec's are
-            self.num_nonsense += 1
-            self._doubt(f"what is said there is not understood: {exc}")
+            if not self._met_nonsense:
+                logger.warning("what is said where gateways tell their placements is not understood: %s", exc)
+            self._met_nonsense = True
             return
         name = data[:ID_BYTES]
         if name == self._id:
             said_at = self._said_at.pop(message.number, None)
             if said_at is not None:
                 self._way_s += LATEST * (now - said_at - self._way_s)
-                self._trouble = ""
+                self._is_troubled = False
             return
         for notes in message.notes:
             if (placements := self._placements.get(notes.route)) is not None:
                 placements.hear(name.hex(), notes, now - self._way_s)
 
     def _doubt(self, trouble: str) -> None:
-        """A line in the log when there is trouble of another kind."""
-        if trouble != self._trouble:
+        """A line in the log, until we hear ourselves again."""
+        if not self._is_troubled:
             logger.warning("placements of other gateways are not heard, or ours by them: %s", trouble)
-            self._trouble = trouble
+        self._is_troubled = True
