@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import orjson
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 Message = MutableMapping[str, Any]
 App = Callable[[Any, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]

@@ -214,19 +214,19 @@ async def test_any_order_of_calls_leaves_what_a_plain_count_says(store: LimitSto
 
 async def after_settlements(store: LimitStore, asked: Ask):
     """The answer once all that was settled has arrived."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await store.flush()
     return await store.reserve(asked)
 
 
 async def settled(store: LimitStore, tenant: Subject):
     """What the tenant has left."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await store.flush()
     probe = ask(Subject(tenant.id, tenant.id, "open", tenant.rpm, tenant.tpm), tokens=0)
     answer = await store.reserve(probe)
     store.withdraw(probe)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await store.flush()
     state = answer.states[0]
     state.requests += (answer.kind is None) * (tenant.rpm > 0)

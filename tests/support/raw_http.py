@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)

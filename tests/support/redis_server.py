@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def find_redis() -> str | None:
@@ -66,7 +66,7 @@ class RedisServer:
     def say(self, *words: str) -> bytes:
         """The first line that it answers to a command; nothing where it is not there."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
                 connection.sendall(" ".join(words).encode() + b"\r\n")
                 return connection.recv(65_536).split(b"\r\n")[0]
         except OSError:

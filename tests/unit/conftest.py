@@ -4,6 +4,8 @@ Tests run on a loop that does not count how slow the machine is, unless their fo
 the same examples every time. For others: `--hypothesis-profile=default`.
 """
 
+import gc
+
 from hypothesis import HealthCheck, settings
 
 from tests.support.patient_loop import PatientLoop
@@ -14,3 +16,7 @@ settings.load_profile("same")
 
 def pytest_asyncio_loop_factories():
     return {"patient": PatientLoop}
+
+
+def pytest_collection_finish():
+    gc.freeze()  # modules and tests stay: no collection has to look at them again

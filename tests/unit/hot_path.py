@@ -28,7 +28,7 @@ from tests.support.scripted_worker import ScriptedWorker
 CHAT = Endpoint.CHAT.value
 MODEL = "smollm2"
 ASK = {"model": MODEL, "messages": [{"role": "user", "content": "Say hi"}]}
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class InOrder(RoutingPolicy):

@@ -33,7 +33,7 @@ from tests.support.asgi_client import AsgiCall
 from tests.support.raw_http import RawClient, Response
 from tests.support.scripted_worker import ScriptedWorker
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "smollm2", "messages": [{"role": "user", "content": "Say hi"}]}
 STREAM = ASK | {"stream": True}

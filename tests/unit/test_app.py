@@ -20,7 +20,7 @@ from sluice.app import background, build, run_server
 from sluice.config import ConfigError, Settings
 from sluice.metrics import Metrics
 from tests.support import raw_http, scripts
-from tests.support.raw_http import RawClient, request_bytes
+from tests.support.raw_http import PATIENCE_S, RawClient, request_bytes
 from tests.support.scripted_worker import ScriptedWorker
 from tests.unit.in_process import ASK, CHAT, STREAM, Keys, serving, settings, write_keys
 
@@ -137,7 +137,7 @@ async def test_a_key_that_is_added_is_known_without_a_restart(tmp_path: Path, wo
         old = gateway.keys
         assert (await gateway.request("GET", "/v1/models", key=old.acme)).status == 200
         new = write_keys(tmp_path)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while (await gateway.request("GET", "/v1/models", key=new.acme)).status != 200:
                 pass  # at most for KEYS_WATCH_S
         assert (await gateway.request("GET", "/v1/models", key=old.acme)).status == 401
@@ -188,7 +188,7 @@ async def test_it_serves_until_a_signal_and_the_metrics_port_until_the_last_call
             await client.send(request_bytes("POST", CHAT, json=STREAM, headers=[("authorization", f"Bearer {keys.acme}")]))
             await client.read_until(b"Hello")
             os.kill(os.getpid(), signal.SIGTERM)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while (readiness := await raw_http.request(metrics_url, "GET", "/readyz")).status == 200:
                     pass
             assert readiness.body == b"draining\n"
@@ -196,7 +196,7 @@ async def test_it_serves_until_a_signal_and_the_metrics_port_until_the_last_call
             assert b"process_open_fds" in metrics.body and b'sluice_worker_in_flight{route="smollm2"' in metrics.body
             gate.set()
             await client.read_until(b"[DONE]")
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, PATIENCE_S)
     assert gc.get_freeze_count() > 0
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert soft == hard, "each stream holds two connections"
@@ -207,7 +207,7 @@ async def test_without_a_metrics_port_there_is_one_port_only(tmp_path: Path, thi
     async with run(tmp_path, NOBODY, server={"metrics_port": None}) as (port, _, task):
         assert (await raw_http.request(f"http://127.0.0.1:{port}", "GET", "/livez")).status == 200
         os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, PATIENCE_S)
 
 
 @pytest.mark.parametrize("which", ["port", "metrics_port"])
@@ -231,7 +231,7 @@ class Process:
 
     async def ended(self) -> tuple[int, list[dict[str, Any]], str]:
         """Exit code, access lines, what it said on stderr."""
-        out, err = await asyncio.wait_for(self.process.communicate(), 20)
+        out, err = await asyncio.wait_for(self.process.communicate(), PATIENCE_S)
         assert self.process.returncode is not None
         return self.process.returncode, [orjson.loads(line) for line in out.splitlines()], err.decode()
 
@@ -250,7 +250,7 @@ async def sluice_serve(folder: Path, worker_url: str, port: int = 0, **server: A
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
     try:
         assert process.stderr is not None
-        said = await asyncio.wait_for(process.stderr.readuntil(b"\n"), 20)
+        said = await asyncio.wait_for(process.stderr.readuntil(b"\n"), PATIENCE_S)
         assert said.startswith((b"sluice: ready on", b"sluice: cannot listen")), said
         yield Process(process, f"http://127.0.0.1:{port}", keys)
     finally:
@@ -261,7 +261,7 @@ async def sluice_serve(folder: Path, worker_url: str, port: int = 0, **server: A
 
 async def refused(url: str) -> None:
     """Until new connections are."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 await raw_http.request(url, "GET", "/livez")

@@ -104,7 +104,7 @@ async def test_a_restarted_worker_is_forgotten_by_its_counters():
 async def test_kv_events_tell_of_an_emptied_cache():
     async with sim_fleet(kv_events_port=0) as running, following(running, kv_events=True) as (_, worker, policy):
         ask = {"model": "smollm2", "prompt": "Tell me of the sea. " * 20, "max_tokens": 5}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not policy.forgotten:  # until it has subscribed
                 await post(running, "/v1/completions", **ask)
                 await post(running, "/reset_prefix_cache")

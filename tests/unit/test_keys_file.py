@@ -264,7 +264,7 @@ def test_a_writer_waits_for_the_one_before(path):
         second = threading.Thread(target=add_to_file, args=(path, entry("b")))
         second.start()
         assert [one.id for one in read_keys(path)] == ["a"]
-    second.join(timeout=10)
+    second.join(timeout=60)
 
     assert [one.id for one in read_keys(path)] == ["a", "b"]
 

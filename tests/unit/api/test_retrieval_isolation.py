@@ -51,7 +51,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
-    asked = {"retrieval": {"limits": LIMITS, "on_call": {"max_concurrent_searches": 64, "search_timeout_s": 10}}}
+    asked = {"retrieval": {"limits": LIMITS, "on_call": {"max_concurrent_searches": 64, "search_timeout_s": 60}}}
     folder = tmp_path_factory.mktemp("gateway")
     async with ScriptedWorker() as worker, serving(settings(folder, worker, **asked)) as gateway:
         parties = []

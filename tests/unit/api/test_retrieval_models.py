@@ -27,7 +27,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
         retrieval = {
             "embedding_route": "smollm2",
             "on_call": {"rerank_route": "smollm2", "rewrite_route": "smollm2", "rewrite_timeout_s": 10, "rerank_timeout_s": 10}
-            | {"search_timeout_s": 10, "embed_timeout_s": 10},
+            | {"search_timeout_s": 60, "embed_timeout_s": 60},
             "retrievers": {
                 "kb": {"type": "http", "url": knowledge.url + "/retrieval"},
                 "points": {"type": "qdrant", "url": qdrant.url, "embedding_model": "smollm2"},

@@ -19,7 +19,7 @@ GUIDE = "# Gateway\n\nThe gateway listens on port 8443.\n\n## 中文\n\n网关�
 def sdk(gateway: Gateway, key: str = "") -> openai.AsyncOpenAI:
     key = key or gateway.keys.acme
     return openai.AsyncOpenAI(
-        api_key=key, base_url=f"{gateway.url}/v1", max_retries=0, timeout=30, _strict_response_validation=True
+        api_key=key, base_url=f"{gateway.url}/v1", max_retries=0, timeout=60, _strict_response_validation=True
     )
 
 
@@ -166,7 +166,7 @@ async def test_a_client_that_stalls_or_leaves_in_an_upload_leaves_nothing(tmp_pa
         async with gateway.connect() as client:
             await client.send(whole.replace(b"content-length: 0\r\n", b"") + begin)
         await gateway.holds_nothing()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while list((tmp_path / "data" / "files").iterdir()):  # noqa: ASYNC110  of another process
                 await asyncio.sleep(0.01)
         assert (await gateway.request("GET", "/v1/files")).json()["data"] == []

@@ -163,7 +163,7 @@ async def test_the_loop_sleeps_until_it_is_woken(tmp_path: Path):
         file_id = await here.upload("x", filename="empty")
         await attach(here, store, file_id)
         ingestion.wake()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while (await row(here, store, file_id))["status"] != "completed":  # noqa: ASYNC110  of the loop's own pace
                 await asyncio.sleep(0)
         loop.cancel()
@@ -219,7 +219,7 @@ async def test_a_file_is_done_when_all_its_passages_have_vectors(tmp_path: Path)
         assert (await here.search(store, query="words")).passages  # by its words at once
         work = VectorWork(here.storage, Clock())
 
-        while (batch := await work.take("m", wait_s=1)) is not None:
+        while (batch := await work.take("m", wait_s=0.01)) is not None:
             assert (batch.store_id, batch.tenant) == (store, "acme") and len(batch.ids) <= BATCH
             assert all(text.startswith("P") for text in batch.texts)
             assert (await row(here, store, file_id))["status"] == "in_progress"
@@ -234,17 +234,17 @@ async def test_a_batch_is_handed_out_once_until_its_lease_is_over(tmp_path: Path
     async with filled(tmp_path) as here:
         store, _ = await ingested(here, "alpha")
         work = VectorWork(here.storage, clock)
-        first = await work.take("m", wait_s=1)
+        first = await work.take("m", wait_s=60)
         assert await work.take("m", wait_s=0.01) is None and await work.take("other", wait_s=0.01) is None
         clock.now += LEASE_S
 
-        assert await work.take("m", wait_s=1) == first is not None
+        assert await work.take("m", wait_s=60) == first is not None
 
 
 async def test_who_waits_is_woken_by_what_arrives(tmp_path: Path):
     async with filled(tmp_path) as here:
         work = VectorWork(here.storage, Clock())
-        waiting = asyncio.create_task(work.take("m", wait_s=5))
+        waiting = asyncio.create_task(work.take("m", wait_s=60))
         await asyncio.sleep(0)
         await ingested(here, "alpha")
         work.wake()
@@ -256,25 +256,25 @@ async def test_who_waits_is_woken_by_what_arrives(tmp_path: Path):
 async def test_who_waits_is_sent_away_when_the_process_ends_and_what_did_not_arrive_is_given_back(tmp_path: Path):
     async with filled(tmp_path) as here:
         work = VectorWork(here.storage, Clock())
-        waiting = asyncio.create_task(work.take("m", wait_s=5))
+        waiting = asyncio.create_task(work.take("m", wait_s=60))
         await asyncio.sleep(0)
         await ingested(here, "alpha")
         work.wake()
         batch = await waiting
         work.give_back(batch)
-        assert await work.take("m", wait_s=1) == batch
+        assert await work.take("m", wait_s=60) == batch
 
-        waiting = asyncio.create_task(work.take("m", wait_s=5))
+        waiting = asyncio.create_task(work.take("m", wait_s=60))
         await asyncio.sleep(0)
         work.close()
-        assert await waiting is None and await work.take("m", wait_s=5) is None
+        assert await waiting is None and await work.take("m", wait_s=60) is None
 
 
 async def test_a_file_that_the_model_refuses_has_failed_and_is_found_by_its_words(tmp_path: Path):
     async with filled(tmp_path) as here:
         store, file_id = await ingested(here, "alpha")
         work = VectorWork(here.storage, Clock())
-        batch = await work.take("m", wait_s=1)
+        batch = await work.take("m", wait_s=60)
         await work.fail(store, batch.ids)
 
         assert (await row(here, store, file_id))["error_code"] == "server_error"
@@ -289,8 +289,8 @@ async def test_vectors_that_came_before_a_kill_are_counted_after_it(tmp_path: Pa
         await here.storage.writer.put_vectors(store, [id], rows_of(1))  # and killed before the catalogue knew
 
     async with filled(tmp_path) as here:
-        waiting = asyncio.create_task(VectorWork(here.storage, Clock()).take("m", wait_s=20))
-        async with asyncio.timeout(10):
+        waiting = asyncio.create_task(VectorWork(here.storage, Clock()).take("m", wait_s=60))
+        async with asyncio.timeout(60):
             while (await row(here, store, file_id))["status"] != "completed":  # noqa: ASYNC110  of the task's own pace
                 await asyncio.sleep(0)
         waiting.cancel()
@@ -300,7 +300,7 @@ async def test_vectors_for_what_was_deleted_meanwhile_go_nowhere(tmp_path: Path)
     async with filled(tmp_path) as here:
         store, file_id = await ingested(here, "alpha")
         work = VectorWork(here.storage, Clock())
-        batch = await work.take("m", wait_s=1)
+        batch = await work.take("m", wait_s=60)
         await here.storage.delete_store("acme", store)
         await work.put(store, batch.ids, rows_of(1))
         await work.fail(store, batch.ids)

@@ -14,7 +14,7 @@ class Closable(Protocol):
 
 def patience() -> asyncio.Timeout:
     """What waits for bytes that never come fails, and does not hang."""
-    return asyncio.timeout(20)
+    return asyncio.timeout(60)
 
 
 @asynccontextmanager

@@ -73,7 +73,7 @@ async def fleet(
 
 @asynccontextmanager
 async def client(running: Fleet, worker: int = 0) -> AsyncIterator[httpx.AsyncClient]:
-    async with unverified(base_url=running.workers[worker].url, timeout=10) as http:
+    async with unverified(base_url=running.workers[worker].url, timeout=60) as http:
         yield http
 
 
@@ -107,7 +107,7 @@ async def order(http: httpx.AsyncClient, **members: Any) -> None:
 
 async def until(running: Fleet, worker: int = 0, /, **wanted: object) -> None:
     """Ask again and again until a worker has these figures."""
-    async with asyncio.timeout(20), unverified() as http:
+    async with asyncio.timeout(60), unverified() as http:
         while True:
             state = (await http.get(running.control_url + "/sim/state")).json()["workers"][worker]
             if all(state[name] == value for name, value in wanted.items()):

@@ -34,7 +34,7 @@ class Subscriber:
         self._context.term()
 
     async def batch(self) -> tuple[int, list[dict[str, Any]]]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             topic, sequence, payload = await self._sub.recv_multipart()
         assert topic == b"kv"
         return int.from_bytes(sequence, "big"), msgpack.unpackb(payload)[1]
@@ -42,7 +42,7 @@ class Subscriber:
     async def replay(self, start: int) -> list[tuple[int, list[dict[str, Any]]]]:
         await self._replay.send_multipart([b"", start.to_bytes(8, "big")])
         batches = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while True:
                 _, _, sequence, payload = await self._replay.recv_multipart()
                 number = int.from_bytes(sequence, "big", signed=True)

@@ -183,7 +183,7 @@ async def test_pipelined_requests_are_answered_in_order_and_idle_connections_clo
 
 
 async def test_http_1_0_clients_get_streams_that_end_with_the_connection() -> None:
-    async with fleet(worker={"keep_alive_s": 60.0}) as running, asyncio.timeout(20):
+    async with fleet(worker={"keep_alive_s": 600.0}) as running, asyncio.timeout(60):
         async with connection(running) as (reader, writer):
             writer.write(
                 chat_request({**ASK, "stream": True, "max_tokens": 2}).replace(

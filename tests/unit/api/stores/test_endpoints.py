@@ -54,7 +54,7 @@ async def uploaded(client: openai.AsyncOpenAI, content: str | bytes = CHINESE, n
 
 
 async def done(client: openai.AsyncOpenAI, store_id: str) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (store := await client.vector_stores.retrieve(store_id)).status == "in_progress":  # noqa: ASYNC110  a process
             await asyncio.sleep(0.01)
     return store

@@ -51,12 +51,12 @@ def retriever_at(url: str, http: HttpJson, *, text_vector: str | None = "words")
     ],
 )
 async def test_it_keeps_the_contract(retriever: QdrantRetriever, check):
-    await check(retriever, time.monotonic() + 10)
+    await check(retriever, time.monotonic() + 60)
 
 
 async def test_the_tenant_is_a_condition_of_every_request(server: QdrantServer, retriever: QdrantRetriever):
     server.requests.clear()
-    await contract.found(retriever, vector=(1.0, 0.0, 0.0), deadline=time.monotonic() + 10)
+    await contract.found(retriever, vector=(1.0, 0.0, 0.0), deadline=time.monotonic() + 60)
     await retriever.delete(tenant=contract.ACME, store=contract.STORE, file_id=None)
 
     for request in server.requests:
@@ -70,14 +70,14 @@ async def test_a_point_of_another_tenant_is_left_out_even_where_the_server_sends
     points = [{"id": one["id"], "score": 0.9, "payload": one["payload"]} for one in theirs] + ["x", {"payload": None}]
     server.script = scripts.reply(200, {"result": {"points": points}})
 
-    result = await contract.found(retriever, vector=(1.0, 0.0, 0.0), deadline=time.monotonic() + 10)
+    result = await contract.found(retriever, vector=(1.0, 0.0, 0.0), deadline=time.monotonic() + 60)
 
     assert result.passages == ()
 
 
 async def test_without_vectors_and_words_there_is_nothing_to_search_by(server: QdrantServer):
     async with HttpJson() as http:
-        result = await contract.found(retriever_at(server.url, http, text_vector=None), deadline=time.monotonic() + 10)
+        result = await contract.found(retriever_at(server.url, http, text_vector=None), deadline=time.monotonic() + 60)
 
     assert [(one.vector_store_id, one.code) for one in result.failures] == [("vs_a", "no_embeddings")]
 
@@ -101,7 +101,7 @@ async def test_garbage_is_an_error_without_its_words(server: QdrantServer, retri
     server.script = script
 
     with pytest.raises(RetrievalUnavailable) as caught:
-        await contract.found(retriever, deadline=time.monotonic() + 10)
+        await contract.found(retriever, deadline=time.monotonic() + 60)
 
     assert "secret" not in caught.value.message
 
