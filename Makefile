@@ -65,11 +65,8 @@ test-deploy: .venv/.dev ## the chart, the alerts, the dashboards and the image, 
 	@$(BIN)/pytest tests/deploy -rs --numprocesses 2 --dist loadfile
 
 test: ## everything: lint, type, unit with coverage, e2e, deploy
-	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory type
-	@$(MAKE) --no-print-directory cover
-	@$(MAKE) --no-print-directory e2e
-	@$(MAKE) --no-print-directory test-deploy
+	@for step in lint type cover e2e test-deploy; do $(MAKE) --no-print-directory $$step \
+		|| { echo "== FAILED at: make $$step (what comes after it was not run)"; exit 1; }; done
 	@echo "== all passed"
 
 bench: .venv/.dev ## what a request and an event cost, beside the reference
