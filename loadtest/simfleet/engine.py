@@ -185,10 +185,10 @@ class Engine:
             self.stats.inter_token_s.observe(duration_s, len(jobs))
         self.stats.num_steps += times - 1
         self.stats.step_tokens.observe(len(jobs), times - 1)
+        if times > 1:
+            self.scheduler.extend(jobs, times)
         for job in jobs:
             job.num_computed += times
-            if times > 1:
-                self.scheduler.extend(job)
             self._emit(job, times, first_s, self._ends_s, progress)
 
     def _most_repeats(self, jobs: list[Job]) -> int:

@@ -96,11 +96,18 @@ class Scheduler:
         self.cache.release(job.table)
         return True
 
-    def extend(self, job: Job) -> None:
-        """Take blocks for all that a job has computed; the caller has made sure that there are some."""
-        has_grown = self.cache.grow(job.table, job.num_computed)
-        assert has_grown, job
-        self._commit(job, job.num_computed)
+    def extend(self, jobs: list[Job], times: int) -> None:
+        """Take blocks for `times` tokens of each, of which the first has its own, in the order of steps one by one: what is
+        evicted depends on it. The caller has made sure that there are enough."""
+        size, due = self.profile.block_size, []
+        for at, job in enumerate(jobs):
+            first, end = job.num_computed + 2, job.num_computed + times + 1
+            for begins_at in (first + -first % size, first + (1 - first) % size):  # a block is full, a block is begun
+                due += [(target - job.num_computed, at, target) for target in range(begins_at, end, size)]
+        for _, at, target in sorted(due):
+            has_grown = self.cache.grow(jobs[at].table, target)
+            assert has_grown, jobs[at]
+            self._commit(jobs[at], target)
 
     def _continue(self, batch: Batch) -> int:
         budget = self.profile.max_num_batched_tokens
