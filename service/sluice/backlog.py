@@ -14,6 +14,8 @@ from math import inf
 # The speed before anything was seen, and how little it weighs: as much as one prompt of so many tokens.
 FIRST_TOKENS, FIRST_TOKENS_PER_S = 1000.0, 5000.0
 KEPT = 0.97  # of the weight of older prompts, each time another has come: about the last thirty count
+# What a first event takes beside its prompt, in tokens of one: the step of the engine that it waits for, the way and back.
+BESIDE_TOKENS = 256.0
 TICK_S = 1e-6  # by which prompts that were sent at the same time are told apart
 
 
@@ -26,6 +28,7 @@ class Backlog:
     __slots__ = (
         "_done",
         "_left",
+        "_num_begun",
         "_num_unseen",
         "_prompts",
         "_seconds",
@@ -50,11 +53,18 @@ class Backlog:
         self._since = 0.0  # when the first prompt that is not known to be done began to be computed
         self._num_unseen = 0  # our streams without a first event yet
         self._tokens = FIRST_TOKENS
+        self._num_begun = 1.0  # first events that these tokens had
         self._seconds = FIRST_TOKENS / FIRST_TOKENS_PER_S
         self._uncounted = 0  # tokens that are done, and took time that was not counted yet
 
     def __repr__(self) -> str:
         return f"<Backlog {self._left} tokens, {1 / self.s_per_token:.0f} a second>"
+
+    def time_s(self, tokens: float) -> float:
+        """How long a prompt of so many tokens takes there to its first event. By the speed alone a worker that has had small
+        prompts would look slow for a large one, and large ones would all go where large ones went before."""
+        share = self._tokens / (self._tokens + BESIDE_TOKENS * self._num_begun)
+        return (tokens + BESIDE_TOKENS) * share * self.s_per_token
 
     def send(self, tokens: int, now: float, *, shows_first_event: bool) -> float:
         """A prompt goes to the worker, which has to compute so many tokens of it. Returns its mark."""
@@ -121,6 +131,7 @@ class Backlog:
         tokens = self._pass(mark) + self._uncounted
         self._uncounted = 0
         self._tokens = KEPT * self._tokens + tokens
+        self._num_begun = KEPT * self._num_begun + 1.0
         self._seconds = KEPT * self._seconds + now - self._since
         self.s_per_token = self._seconds / self._tokens
         self._since = now

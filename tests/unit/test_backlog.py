@@ -39,6 +39,20 @@ def test_the_speed_is_learnt_from_first_events(tokens_per_s):
     assert 1 / backlog.s_per_token == pytest.approx(tokens_per_s, rel=0.02)
 
 
+def test_a_worker_that_has_had_small_prompts_does_not_look_slow_for_a_large_one():
+    """An engine of 3,000 tokens a second, with steps of 80 ms."""
+    times_s = []
+    for usual in (200, 2000):
+        backlog, now = Backlog(), 0.0
+        for _ in range(300):
+            mark = backlog.send(usual, now, shows_first_event=True)
+            now += 0.08 + usual / 3000
+            backlog.began(mark, now)
+        times_s.append(backlog.time_s(2000))
+        assert backlog.time_s(usual) == pytest.approx(0.08 + usual / 3000, rel=0.01)
+    assert times_s[0] == pytest.approx(times_s[1], rel=0.05)
+
+
 def test_what_shows_no_first_event_goes_by_the_speed_that_is_known():
     backlog = Backlog()
     backlog.send(5000, 0.0, shows_first_event=False)

@@ -84,7 +84,7 @@ class PrefixAffinity(RoutingPolicy):
 
     def _first_token_s(self, call: Call, worker: Worker, now: float) -> float:
         """For a candidate of the last `_best`."""
-        return self._freest.wait_s(worker, now) + self._tokens_left(call, worker, self._holders) * worker.backlog.s_per_token
+        return self._freest.wait_s(worker, now) + worker.backlog.time_s(self._tokens_left(call, worker, self._holders))
 
     def _best(self, candidates: Sequence[Worker], call: Call, now: float) -> tuple[Worker, float]:
         """Where the call costs least, and how much that is."""
@@ -109,7 +109,7 @@ class PrefixAffinity(RoutingPolicy):
     def _cost(self, worker: Worker, tokens: float, now: float) -> float:
         """What the call costs all calls together there, in seconds, where so many tokens of it have to be computed."""
         s_per_token = worker.backlog.s_per_token
-        own_s = tokens * s_per_token
+        own_s = worker.backlog.time_s(tokens)
         busy_s = self._freest.wait_s(worker, now) + own_s
         num_calls = worker.in_flight + worker.in_flight_elsewhere
         return busy_s + own_s * self._delay * busy_s + num_calls * DECODING_TOKENS * s_per_token

@@ -208,8 +208,8 @@ def test_a_holder_without_room_is_waited_for_as_long_as_the_first_token_would_be
     [other] = [worker for worker in candidates if worker is not holder]
     until = policy.waits_until(candidates, [other], asked, 100.0)
     assert until is not None
-    saved_s = tokens * other.backlog.s_per_token
-    assert until - 100.0 == pytest.approx(saved_s, rel=0.1)  # and no longer for what computing it would do to later calls
+    saved_s = other.backlog.time_s(tokens) - other.backlog.time_s(0)
+    assert until - 100.0 == pytest.approx(saved_s)  # and no longer for what computing it would do to later calls
     other.backlog.ends_at = 102.0
     assert policy.waits_until(candidates, [other], asked, 100.0) == pytest.approx(until + 2.0)
     assert policy.waits_until(candidates, [holder], asked, 100.0) is None
