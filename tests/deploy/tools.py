@@ -62,7 +62,7 @@ def process(log: Path, *command: str | Path) -> Iterator[subprocess.Popen[bytes]
     finally:
         started.terminate()
         try:
-            started.wait(timeout=20)
+            started.wait(timeout=60)
         except subprocess.TimeoutExpired:
             started.kill()
             started.wait()

@@ -29,8 +29,8 @@ from tests.support import raw_http
 from tests.support.raw_http import Response
 from tests.support.scripted_worker import ScriptedWorker
 
-START_TIMEOUT_S = 30
-STOP_TIMEOUT_S = 20
+START_TIMEOUT_S = 90
+STOP_TIMEOUT_S = 60
 SLUICE = (sys.executable, "-m", "sluice")
 
 

@@ -145,7 +145,7 @@ async def test_a_client_that_leaves_frees_the_worker(
         if reads:
             await client.read_until(reads)
         await client.leave() if how == "leave" else await client.reset()
-        await worker.wait_aborted(1, within_s=1)
+        await worker.wait_aborted(1, within_s=10)
 
 
 async def test_a_client_that_never_reads_slows_the_worker_down(scripted_gateway: RunningGateway, worker: ScriptedWorker):
@@ -210,7 +210,7 @@ async def test_conflicting_lengths_never_become_a_second_request(
         json = ("content-type", "application/json")
         head = request_bytes("POST", CHAT, headers=[key_of(scripted_gateway), json, *headers])
         await client.send(head + b"0\r\n\r\n" + smuggled)
-        said = await client.read_rest(within_s=12)
+        said = await client.read_rest()
     assert said.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 ")) or said == b""
     assert said.count(b"HTTP/1.1 ") <= 1
     assert not worker.calls()
@@ -259,7 +259,7 @@ async def test_what_is_no_http_is_answered_in_json_or_cut(
 ):
     async with RawClient(scripted_gateway.url) as client:
         await client.send(sent)
-        said = await client.read_rest(within_s=12)
+        said = await client.read_rest()
     head, _, body = said.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ") or said == b""
     assert not said or (b'"error"' in body and b"x-request-id: " in head.lower())

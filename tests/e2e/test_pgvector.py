@@ -68,7 +68,7 @@ def url() -> Iterator[str]:
 
 
 def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    ends_at = time.monotonic() + 30
+    ends_at = time.monotonic() + 90
     while True:
         try:
             with psycopg.connect(address, connect_timeout=2) as connection:
@@ -103,7 +103,7 @@ def retriever_at(url: str) -> PgvectorRetriever:
     ],
 )
 async def test_it_keeps_the_contract(retriever: PgvectorRetriever, check):
-    await check(retriever, time.monotonic() + 20)
+    await check(retriever, time.monotonic() + 60)
 
 
 async def test_row_level_security_can_hold_what_the_adapter_asks_for(url: str, retriever: PgvectorRetriever):
@@ -113,7 +113,7 @@ async def test_row_level_security_can_hold_what_the_adapter_asks_for(url: str, r
         connection.execute("CREATE POLICY own ON passages USING (tenant = current_setting('sluice.tenant', true))")
     reader = retriever_at(url.replace("sluice@", "reader@"))
     try:
-        found = await contract.found(reader, vector=(1.0, 0.0, 0.0), deadline=time.monotonic() + 10)
+        found = await contract.found(reader, vector=(1.0, 0.0, 0.0), deadline=time.monotonic() + 60)
         assert len(found.passages) == 4
         async with await psycopg.AsyncConnection.connect(url.replace("sluice@", "reader@")) as bare:
             assert await (await bare.execute("SELECT * FROM passages")).fetchall() == []
@@ -133,7 +133,7 @@ async def test_vectors_of_another_length_are_a_mismatch(url: str, retriever: Pgv
                 filters=None,
                 limit=1,
                 mode="dense",
-                deadline=time.monotonic() + 10,
+                deadline=time.monotonic() + 60,
             )
         )
     await unchecked.close()
@@ -142,8 +142,8 @@ async def test_vectors_of_another_length_are_a_mismatch(url: str, retriever: Pgv
 async def test_what_postgresql_cannot_hold_is_a_bad_filter(retriever: PgvectorRetriever):
     for filters in (Comparison("eq", "lang", "a\x00b"), Comparison("eq", "la\x00ng", "x"), Comparison("gt", "lang", "\x00")):
         with pytest.raises(BadRequest):
-            await contract.found(retriever, filters=filters, deadline=time.monotonic() + 10)
-    assert (await contract.found(retriever, deadline=time.monotonic() + 10)).passages
+            await contract.found(retriever, filters=filters, deadline=time.monotonic() + 60)
+    assert (await contract.found(retriever, deadline=time.monotonic() + 60)).passages
 
 
 async def test_a_server_that_is_slow_is_left_at_the_deadline_and_serves_the_next_one(url: str, retriever: PgvectorRetriever):
@@ -152,14 +152,14 @@ async def test_a_server_that_is_slow_is_left_at_the_deadline_and_serves_the_next
         with pytest.raises(RetrievalTimeout):
             await contract.found(retriever, deadline=time.monotonic() + 0.3)
 
-    assert (await contract.found(retriever, deadline=time.monotonic() + 10)).passages
+    assert (await contract.found(retriever, deadline=time.monotonic() + 60)).passages
 
 
 async def test_a_server_that_is_gone_is_unavailable():
     retriever = retriever_at("postgresql://sluice@127.0.0.1:1/postgres")
 
     with pytest.raises(RetrievalUnavailable) as caught:
-        await contract.found(retriever, deadline=time.monotonic() + 10)
+        await contract.found(retriever, deadline=time.monotonic() + 60)
 
     assert "127.0.0.1" not in caught.value.message
     assert not (await retriever.health()).is_up

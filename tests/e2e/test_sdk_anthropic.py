@@ -77,4 +77,4 @@ async def test_a_stream_that_is_closed_frees_the_worker(client: AsyncAnthropic, 
         async for event in stream:
             if event.type == "content_block_delta":
                 break
-    await worker.wait_aborted(1, within_s=1)
+    await worker.wait_aborted(1, within_s=10)

@@ -17,7 +17,7 @@ from tests.support.scripted_worker import ScriptedWorker
 pytestmark = pytest.mark.e2e
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-SOON_S = 20.0
+SOON_S = 60.0
 
 
 class Receiver:

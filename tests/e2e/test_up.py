@@ -19,7 +19,7 @@ from sluice.engines.processes import kill_session, session_members
 from .conftest import free_port
 
 START_S = 240.0
-SOON_S = 30.0
+SOON_S = 120.0
 
 
 class Up:
