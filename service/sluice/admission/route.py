@@ -169,8 +169,8 @@ class Admission:
         if self._windows.keys() != set(self.pool.workers):
             self._set_windows()
         had_waiting, self._had_waiting = self._had_waiting, bool(self._queue)
-        for window in self._windows.values():
-            window.look(share, had_waiting=had_waiting)
+        for worker, window in self._windows.items():
+            window.look(share, had_waiting=had_waiting, spared=self._spared.get(worker, 0))
         self._spare()
         if self._queue:
             self._expire(now)

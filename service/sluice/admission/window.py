@@ -67,9 +67,12 @@ class Window:
         if settings.max_in_flight is not None:
             worker.window = max(1, ceil(settings.max_in_flight * share))
 
-    def look(self, share: float, *, had_waiting: bool) -> None:
-        """Take account of what the engine last said, and of whether calls have waited here since the last look."""
-        self._had_waiting |= had_waiting
+    def look(self, share: float, *, had_waiting: bool, spared: int = 0) -> None:
+        """Take account of what the engine last said, and of whether calls have waited here since the last look. Those that wait
+        because the last slots are spared say nothing of the window: it would grow until the spared ones are beyond the engine's
+        room. So beyond what the engine ran when it was full it grows only where all slots are taken."""
+        is_spare = spared > 0 and self._worker.in_flight < self._worker.window
+        self._had_waiting |= had_waiting and not (is_spare and 0 < self._full_running * share <= self._size)
         load = self._worker.load
         if load is None or load.read_at <= self._read_at:
             return

@@ -213,3 +213,17 @@ def test_a_queue_that_is_not_seen_because_calls_come_and_go_is_no_sign_of_much_m
             engine.workers[0].load = load(16, waiting, at=at)
             engine.windows[0].look(1, had_waiting=True)
     assert engine.workers[0].window <= window + 3
+
+
+def test_calls_that_wait_because_slots_are_spared_do_not_make_the_window_grow_beyond_the_engines_room():
+    engine = Engine(16)
+    [window] = settled(engine, 10)
+    worker, seen = engine.workers[0], engine.windows[0]
+    for in_flight, grows in ((int(window) - 1, False), (int(window), True)):
+        for _ in range(FAST_ROUNDS):
+            engine.now += 1
+            worker.in_flight = in_flight
+            for at in (engine.now - 0.5, engine.now):
+                worker.load = load(min(16, in_flight), 0, at=at)
+                seen.look(1, had_waiting=True, spared=1)
+        assert (worker.window > window) is grows
