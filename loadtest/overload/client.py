@@ -103,7 +103,7 @@ class Crowd:
         }
         if shape.searches:
             asked["messages"].append({"role": "user", "content": QUESTION})
-            asked["tools"] = [{"type": "file_search", "vector_store_ids": [self.stores[gateway, who]]}]
+            asked["tools"] = [{"type": "file_search", "vector_store_ids": [self.stores[gateway, who]], "max_num_results": 2}]
         body = orjson.dumps(asked)
         host = urlsplit(gateway).netloc
         timeout = f"x-request-timeout-ms: {shape.timeout_ms}\r\n" if shape.timeout_ms else ""

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loadtest.overload.client import Crowd, Result, Shape, firsts, quantile, watch_livez
@@ -149,7 +149,7 @@ class Study:
         """The same with calls that retrieve, whose prompts are longer: what the fleet can do is measured anew."""
         before = self.capacity
         self.crowd.stores = await asyncio.to_thread(make_stores, self.urls, self.keys, CROWD)
-        await self.measure_capacity(CROWD, SEARCHING)
+        await self.measure_capacity(CROWD, replace(SEARCHING, timeout_ms=None))
         await self._overload(SEARCHING, (0.5, 1.0))
         self.capacity = before
 
@@ -225,7 +225,7 @@ class Study:
 
 def _goodput(results: Sequence[Result], seconds: float) -> float:
     """Tokens a second of the calls that ended within their SLO, from when the first ones could to the end of the load."""
-    begun = min(result.asked_at for result in results)
+    begun = min((result.asked_at for result in results), default=0.0)
     good = [result for result in results if result.is_whole and result.done_s <= SLO_S]
     ended = [one for one in good if begun + RAMP_S <= one.asked_at + one.done_s < begun + seconds]
     return sum(result.answer_tokens for result in ended) / (seconds - RAMP_S)
