@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: .venv/.installed ## the gateway: .venv/bin/sluice
+install: .venv/.sluice ## the gateway: .venv/bin/sluice, the path of a call compiled
 engine: .venv-engine/.installed ## vLLM: .venv-engine
 model: $(MODELS)/.ready ## the demo models
 
@@ -55,11 +55,11 @@ redis: ## the server that limits are tested on: Debian's, where it may be instal
 		&& apt-get install -y --no-install-recommends redis-server >/dev/null 2>&1; } \
 		|| echo "== NO redis-server HERE, and it cannot be installed: the tests of limits in Redis will be SKIPPED"
 
-e2e: .venv/.dev engine model redis $(NODE)/.installed ## real vLLM, real SDKs
+e2e: .venv/.dev install engine model redis $(NODE)/.installed ## real vLLM, real SDKs
 	@echo "== e2e"
 	@$(E2E)
 
-test-deploy: .venv/.dev ## the chart, the alerts, the dashboards and the image, with their own tools
+test-deploy: .venv/.dev install ## the chart, the alerts, the dashboards and the image, with their own tools
 	@echo "== deploy"
 	@$(PYTHON) deploy/locks/tools.py
 	@$(BIN)/pytest tests/deploy -rs --numprocesses 2 --dist loadfile
@@ -69,32 +69,32 @@ test: ## everything: lint, type, unit with coverage, e2e, deploy
 		|| { echo "== FAILED at: make $$step (what comes after it was not run)"; exit 1; }; done
 	@echo "== all passed"
 
-bench: .venv/.dev ## what a request and an event cost, beside the reference
+bench: .venv/.dev install ## what a request and an event cost, beside the reference
 	@$(BIN)/python -m loadtest.bench $(ARGS)
 
-study: .venv/.dev ## how well calls are routed, on the trace in SLUICE_TRACES; ARGS=--short: on made-up chats
+study: .venv/.dev install ## how well calls are routed, on the trace in SLUICE_TRACES; ARGS=--short: on made-up chats
 	@$(BIN)/python -m loadtest.study $(ARGS)
 
-chaos: .venv/.dev ## three minutes of killed, restarted, refusing and lying workers, and what clients notice of it
+chaos: .venv/.dev install ## three minutes of killed, restarted, refusing and lying workers, and what clients notice of it
 	@$(BIN)/python -m loadtest.chaos $(ARGS)
 
-loadtest: .venv/.dev ## two minutes of locust against a simulated fleet: a table, a page with plots, SLOs
+loadtest: .venv/.dev install ## two minutes of locust against a simulated fleet: a table, a page with plots, SLOs
 	@$(BIN)/python -m loadtest $(ARGS)
 
-retrieval-quality: .venv/.dev ## nDCG@10 of search, on collections named by SLUICE_RETRIEVAL_DATA
+retrieval-quality: .venv/.dev install ## nDCG@10 of search, on collections named by SLUICE_RETRIEVAL_DATA
 	@$(BIN)/python -m tests.quality.retrieval_quality
 
-retrieval-study: .venv/.dev ## 100,000 passages: ingestion, kill -9, latency, streams beside searches
+retrieval-study: .venv/.dev install ## 100,000 passages: ingestion, kill -9, latency, streams beside searches
 	@$(BIN)/python -m loadtest.retrieval_study $(ARGS)
 
-limits-study: .venv/.dev redis ## what limits cost; 100,000 calls through two gateways on one Redis, which is killed; a gateway too
+limits-study: .venv/.dev install redis ## what limits cost; 100,000 calls through two gateways on one Redis, which is killed; a gateway too
 	@$(BIN)/python -m tests.quality.limits_cost
 	@$(BIN)/python -m loadtest.limits_study $(ARGS)
 
-leak: .venv/.dev ## 10,000 attempts to read another tenant's passages
+leak: .venv/.dev install ## 10,000 attempts to read another tenant's passages
 	@SLUICE_LEAK_ATTEMPTS=10000 $(BIN)/pytest tests/unit/api/test_retrieval_isolation.py -q -s
 
-overload: .venv/.dev ## fairness and three times the load, with one replica and with two: a quarter of an hour
+overload: .venv/.dev install ## fairness and three times the load, with one replica and with two: a quarter of an hour
 	@$(BIN)/python -m loadtest.overload $(ARGS)
 
 lock: .venv-lock/bin/uv ## resolve the dependencies anew: deploy/locks/*.txt
@@ -109,13 +109,18 @@ lock: .venv-lock/bin/uv ## resolve the dependencies anew: deploy/locks/*.txt
 	compile checkov.txt checkov.in
 
 clean: ## remove all that make has created, models and keys included
-	rm -rf .venv .venv-engine .venv-lock .sluice .tools $(NODE)/node_modules $(NODE)/.installed .coverage* htmlcov
+	rm -rf build .venv .venv-engine .venv-lock .sluice .tools $(NODE)/node_modules $(NODE)/.installed .coverage* htmlcov
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis service/sluice.egg-info
 
 # Stamps: a file for what is installed, older than the lock it was installed from when that has changed.
 
 .venv/.installed: deploy/locks/gateway.txt deploy/locks/install.py pyproject.toml
 	@$(PYTHON) deploy/locks/install.py gateway
+	@touch $@
+
+# Tests of the code itself and the checkers read service/; what is run, is run as users run it: built and installed.
+.venv/.sluice: .venv/.installed setup.py $(shell find service -type f -not -name '*.pyc' -not -path '*.egg-info/*')
+	@$(PYTHON) deploy/locks/install.py sluice
 	@touch $@
 
 .venv/.dev: .venv/.installed deploy/locks/dev.txt
@@ -130,7 +135,7 @@ clean: ## remove all that make has created, models and keys included
 	@$(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/pip install --quiet $(UV)
 
-$(MODELS)/.ready: service/sluice/engines/demo_model.py service/sluice/engines/convert_gguf.py | .venv/.installed .venv-engine/.installed
+$(MODELS)/.ready: service/sluice/engines/demo_model.py service/sluice/engines/convert_gguf.py | .venv/.sluice .venv-engine/.installed
 	@$(BIN)/python -m sluice.engines.demo_model --engine-python $(ENGINE) --folder $(MODELS)
 	@touch $@
 

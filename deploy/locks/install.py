@@ -1,4 +1,5 @@
-"""Create a virtual environment and install locked packages into it: `python3 install.py gateway|dev|engine`.
+"""Create a virtual environment and install locked packages into it: `python3 install.py gateway|dev|engine`. `sluice`
+compiles the project itself and puts it into the gateway's environment.
 
 Called by the Makefile, before anything of ours is installed: the standard library alone, and a syntax that a Python too
 old to run Sluice still reads, so that it can say so. pip runs with --require-hashes throughout; what it prints goes
@@ -6,6 +7,7 @@ through as it comes, and what makes it fail is said in one line at the end, with
 """
 
 import argparse
+import glob
 import os
 import shutil
 import subprocess
@@ -123,18 +125,33 @@ def install(environment):
     if lock == "engine-cpu":
         install_torch(python)
     pip(python, "--require-hashes", "-r", os.path.join(LOCKS, lock + ".txt"))
-    if environment == "gateway":
-        pip(python, "--no-build-isolation", "--quiet", "-e", ".")
+
+
+def build_sluice():
+    """Compiled where that can be (see setup.py); as plain Python where it cannot, which says so."""
+    python = os.path.join(ROOT, ".venv", "bin", "python")
+    for stale in ("lib", "bdist"):  # what was deleted since must not be installed
+        for path in glob.glob(os.path.join(ROOT, "build", stale + "*")):
+            shutil.rmtree(path)
+    if subprocess.call([python, "setup.py", "--quiet", "build_ext"], cwd=ROOT) != 0:
+        if os.environ.get("SLUICE_COMPILE") == "1":
+            raise Failed("it could not be compiled; see above")
+        print("it could not be compiled (see above): sluice runs as plain Python, at about twice the cost", flush=True)
+        os.environ["SLUICE_COMPILE"] = "0"
+    pip(python, "--no-build-isolation", "--quiet", "--force-reinstall", ".")
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("environment", choices=["gateway", "dev", "engine"])
+    parser.add_argument("environment", choices=["gateway", "dev", "engine", "sluice"])
     environment = parser.parse_args().environment
     try:
-        install(environment)
+        if environment == "sluice":
+            build_sluice()
+        else:
+            install(environment)
     except Failed as failure:
-        sys.exit(f"\nmake {'install' if environment == 'gateway' else environment}: {failure}")
+        sys.exit(f"\nmake {environment if environment in ('dev', 'engine') else 'install'}: {failure}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; the same command goes on where it was")
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sluice import __version__, up, usage_command
+from sluice import __version__, gateway, up, usage_command
 from sluice.check import Finding, as_table, examine
 from sluice.config import ConfigError, Settings, load
 from sluice.keys import door
@@ -155,8 +155,12 @@ def key_revoke(args: argparse.Namespace) -> int:
 
 
 def version(args: argparse.Namespace) -> int:
-    print(f"sluice {__version__}")
+    print(_version())
     return Exit.OK
+
+
+def _version() -> str:
+    return f"sluice {__version__}, {'plain Python' if gateway.__file__.endswith('.py') else 'compiled'}"
 
 
 def _state(entry: KeyEntry) -> str:
@@ -199,7 +203,7 @@ def _positive(text: str) -> int:
 
 def _parser(run_server: RunServer) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sluice", description="An OpenAI-compatible gateway for vLLM.")
-    parser.add_argument("--version", action="version", version=f"sluice {__version__}")
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     here = "run a model, its workers and the gateway on this machine, from nothing"
     example = "sluice up\nsluice up --model ./my-model --replicas 2 --port 8080"

@@ -26,7 +26,9 @@ from tests.deploy.tools import ROOT, TOOLS, need_root, run, tool, until
 
 STORE = TOOLS / "image"
 BASE = "localhost/sluice-base:bookworm"
+BUILD_BASE = "localhost/sluice-build-base:bookworm"
 PACKAGES = "python3,python3-venv,ca-certificates"
+COMPILER = "gcc,libc6-dev,python3-dev"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -43,22 +45,32 @@ def base() -> str:
     need_root()
     for name in ("buildah", "mmdebstrap", "skopeo", "umoci", "runc"):
         tool(name)
+    return debian(BASE, PACKAGES)
+
+
+@pytest.fixture(scope="session")
+def build_base(base: str) -> str:
+    """The same with what compiles."""
+    return debian(BUILD_BASE, f"{PACKAGES},{COMPILER}")
+
+
+def debian(image: str, packages: str) -> str:
     STORE.mkdir(parents=True, exist_ok=True)
-    root = STORE / "root.tar"
+    root = STORE / f"{image.partition('/')[2].partition(':')[0]}.tar"
     if not root.exists():
         part = STORE / "part.tar"
-        done = run(tool("mmdebstrap"), "--variant=minbase", f"--include={PACKAGES}", "bookworm", part, timeout=900)
+        done = run(tool("mmdebstrap"), "--variant=minbase", f"--include={packages}", "bookworm", part, timeout=900)
         if done.returncode != 0:
             pytest.skip(
                 f"NO BASE FOR THE IMAGE, for Debian's packages are not to be had: {done.stderr.strip().splitlines()[-1]}"
             )
         part.rename(root)
-    if BASE not in buildah("images", "--format", "{{.Name}}:{{.Tag}}").splitlines():
+    if image not in buildah("images", "--format", "{{.Name}}:{{.Tag}}").splitlines():
         container = buildah("from", "scratch")
         buildah("add", "--quiet", container, root, "/")
-        buildah("commit", "--quiet", container, BASE)
+        buildah("commit", "--quiet", container, image)
         buildah("rm", container)
-    return BASE
+    return image
 
 
 def pip_of_this_machine() -> list[str]:
@@ -76,9 +88,10 @@ def pip_of_this_machine() -> list[str]:
     return [part for mount in mounts for part in ("--volume", mount)]
 
 
-def built(base: str, file: str, name: str) -> Path:
+def built(base: str, build_base: str, file: str, name: str) -> Path:
     """An image as an OCI layout. Layers are kept, so that what two images have in common is built once."""
-    how = ["--pull-never", "--isolation", "chroot", "--layers", "--build-arg", f"BASE_IMAGE={base}", *pip_of_this_machine()]
+    how = ["--pull-never", "--isolation", "chroot", "--layers", "--build-arg", f"BASE_IMAGE={base}"]
+    how += ["--build-arg", f"BUILD_IMAGE={build_base}", *pip_of_this_machine()]
     buildah("bud", *how, "--file", ROOT / "deploy/docker" / file, "--tag", f"localhost/{name}:test", ROOT)
     layout = STORE / f"{name}-oci"
     shutil.rmtree(layout, ignore_errors=True)
@@ -97,8 +110,8 @@ def unpacked(layout: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def layout(base: str) -> Path:
-    return built(base, "Dockerfile.gateway", "sluice")
+def layout(base: str, build_base: str) -> Path:
+    return built(base, build_base, "Dockerfile.gateway", "sluice")
 
 
 @pytest.fixture(scope="session")
@@ -199,7 +212,13 @@ def test_the_image_says_how_it_is_run(layout: Path) -> None:
 def test_the_image_has_no_installer_in_it(bundle: Path) -> None:
     installed = {path.name for path in (bundle / "rootfs/opt/sluice").glob("lib/python3*/site-packages/*")}
     assert "sluice" in installed
-    assert not {"pip", "setuptools"} & installed
+    assert not {"pip", "setuptools", "mypy", "mypyc"} & installed
+
+
+def test_the_path_of_a_call_is_compiled_in_it(bundle: Path, tmp_path: Path) -> None:
+    with running(bundle, tmp_path, arguments=["/opt/sluice/bin/sluice", "version"]) as process:
+        assert process.wait(timeout=60) == 0, (tmp_path / "container.log").read_text()
+    assert (tmp_path / "container.log").read_text().strip().endswith("compiled")
 
 
 def test_it_cannot_write_its_root_and_has_no_power(bundle: Path, tmp_path: Path) -> None:
@@ -248,10 +267,10 @@ def test_sigterm_lets_a_stream_come_to_its_end_and_exits_with_0(served: Served) 
 
 
 def test_the_simulated_workers_image_answers_as_the_gateways_worker_would_and_ends_when_it_is_told(
-    base: str, bundle: Path, tmp_path: Path
+    base: str, build_base: str, bundle: Path, tmp_path: Path
 ) -> None:
     """After the gateway's, with which it shares what takes long to build."""
-    worker = unpacked(built(base, "Dockerfile.simulated-worker", "simulated-worker"))
+    worker = unpacked(built(base, build_base, "Dockerfile.simulated-worker", "simulated-worker"))
     of_the_image = json.loads((worker / "of-the-image.json").read_text())["process"]
     assert of_the_image["user"] | {"additionalGids": None} == {"uid": 10001, "gid": 10001, "additionalGids": None}
     assert of_the_image["args"][-2:] == ["--port", "8000"]

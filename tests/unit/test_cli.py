@@ -64,7 +64,7 @@ def made(config: Path, capsys: pytest.CaptureFixture[str], *options: object) -> 
 @pytest.mark.parametrize("arguments", [["version"], ["--version"]])
 def test_the_version_is_printed(capsys, arguments):
     assert run(*arguments) == 0
-    assert capsys.readouterr().out == f"sluice {__version__}\n"
+    assert capsys.readouterr().out == f"sluice {__version__}, plain Python\n"
 
 
 def test_the_script_runs_the_command_line(capsys, monkeypatch):
@@ -74,7 +74,7 @@ def test_the_script_runs_the_command_line(capsys, monkeypatch):
         sluice()
 
     assert ended.value.code == 0
-    assert capsys.readouterr().out == f"sluice {__version__}\n"
+    assert capsys.readouterr().out == f"sluice {__version__}, plain Python\n"
 
 
 @pytest.mark.parametrize("command", ["up", "serve", "check", "key new", "key list", "key revoke", "version"])

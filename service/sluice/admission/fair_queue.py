@@ -16,7 +16,7 @@ to one who has to wait until somebody else's call is over.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from math import inf
 
 from sluice.types import Call
@@ -76,8 +76,8 @@ class Tenant(Account):
         self.people: dict[str, Person] = {}
 
     @property
-    def waiting(self) -> Iterator[Person]:
-        return (person for person in self.people.values() if person.waiting)
+    def waiting(self) -> list[Person]:
+        return [person for person in self.people.values() if person.waiting]
 
 
 class Place:
@@ -232,7 +232,7 @@ class FairQueue:
             for rank, _, number, place in sorted(own):
                 ranked.append((rank, tag, number, place))
                 tag += place.cost / tenant.weight
-        return [*self._ahead, *(place for *_, place in sorted(ranked))]
+        return [*self._ahead, *[place for *_, place in sorted(ranked)]]
 
     def cost_before(self, place: Place) -> float:
         """What would be served before `place`, which has joined and does not wait yet: where it would stand, in tokens."""

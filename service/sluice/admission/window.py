@@ -65,7 +65,7 @@ class Window:
         self._had_waiting = False
         self._was_refused = False
         if settings.max_in_flight is not None:
-            worker.window = max(1, ceil(settings.max_in_flight * share))
+            worker.window = float(max(1, ceil(settings.max_in_flight * share)))
 
     def look(self, share: float, *, had_waiting: bool, spared: int = 0) -> None:
         """Take account of what the engine last said, and of whether calls have waited here since the last look. Those that wait
@@ -88,7 +88,7 @@ class Window:
         self._began_at, self._num_samples, self._stood, self._ran = load.read_at, 0, inf, 0
         self._had_waiting = self._was_refused = False
         most = self._settings.max_in_flight
-        self._worker.window = max(1, ceil(self._size if most is None else min(self._size, most * share)))
+        self._worker.window = float(max(1, ceil(self._size if most is None else min(self._size, most * share))))
 
     def refused(self) -> None:
         """The engine refused a call because its own queue is full: what it has of ours is as much as it takes, but at most

@@ -49,7 +49,8 @@ class Reservation(Protocol):
 class Unlimited:
     """The reservation of a call that nothing limits."""
 
-    headers: Headers = []
+    def __init__(self) -> None:
+        self.headers: Headers = []
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,11 +7,13 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import uvicorn
 
 from sluice.config import ClientTimeouts, Server
+from sluice.outbox import Outbox
 from sluice.server.protocol import Leaving, Protocol
 
 
@@ -107,12 +109,8 @@ def make_server(
     on_started: Callable[[], None] | None = None,
 ) -> HttpServer:
     """A server on `port` that is not running yet."""
-
     leaving = Leaving()
-
-    def protocol(*args: Any, **kwargs: Any) -> Protocol:
-        return Protocol(*args, timeouts=timeouts, max_connections=settings.max_connections, leaving=leaving, **kwargs)
-
+    protocol = partial(Protocol, timeouts=timeouts, max_connections=settings.max_connections, leaving=leaving, outbox=Outbox())
     config = uvicorn.Config(
         app,
         host=settings.host,

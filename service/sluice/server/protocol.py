@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from sluice.asgi import PUMP
 from sluice.config import ClientTimeouts
 from sluice.errors import BadRequest, GatewayError, HeadTooLarge, Overloaded
+from sluice.outbox import Outbox
 from sluice.server.pump import Pump
 
 MAX_HEAD_BYTES = 65_536
@@ -46,10 +47,17 @@ class Protocol(HttpToolsProtocol):
     """One client's connection, with at most one pump open on it."""
 
     def __init__(
-        self, *args: Any, timeouts: ClientTimeouts, max_connections: int, leaving: Leaving | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        timeouts: ClientTimeouts,
+        max_connections: int,
+        leaving: Leaving | None = None,
+        outbox: Outbox | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._leaving = leaving or Leaving()
+        self.outbox = outbox or Outbox()
         self.pump: Pump | None = None
         self._timeouts = timeouts
         self._max_connections = max_connections
@@ -179,6 +187,8 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Where every answer ends: on to the next request, or to the end of the connection."""
         cycle = self.cycle
+        if self.pipeline:  # whether the client reads is known when it has been written to
+            self.outbox.flush()
         if cycle.response_complete and cycle.more_body:
             self._hang_up()
         elif cycle.response_complete and not cycle.keep_alive:
@@ -204,6 +214,7 @@ class Protocol(HttpToolsProtocol):
         is told nothing cannot know whether it was served, and must not send it elsewhere.
         """
         self._is_draining = True
+        self.outbox.flush()
         if self.cycle is not None or self._is_deaf:
             super().shutdown()
             return
@@ -245,6 +256,7 @@ class Protocol(HttpToolsProtocol):
         lines = [STATUS_LINE[error.status], *(f"{name}: {value}\r\n".encode() for name, value in error.headers())]
         lines.append(b"x-request-id: %b\r\n" % request_id.encode())
         lines.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body))
+        self.outbox.flush()
         self.transport.write(b"".join(lines) + body)
         self._hang_up()
 
@@ -255,6 +267,7 @@ class Protocol(HttpToolsProtocol):
         """
         self._is_deaf = True
         self._head_is_done()
+        self.outbox.flush()
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
@@ -265,6 +278,7 @@ class Protocol(HttpToolsProtocol):
     def _close(self) -> None:
         """Close once the client has taken what is written, for which it has as long as ever."""
         self._is_deaf = True
+        self.outbox.flush()
         self.transport.close()
         is_lost = self.parser is None
         if not is_lost and self._stall_timer is None and self.transport.get_write_buffer_size():

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from sluice.asgi import Headers
+from sluice.outbox import Outbox
 
 
 class Client(Protocol):
@@ -21,6 +22,7 @@ class Client(Protocol):
 
     transport: asyncio.Transport
     flow: FlowControl
+    outbox: Outbox
     pump: Pump | None
 
 
@@ -78,7 +80,7 @@ class Pump:
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         length = (b"content-length", b"%d" % len(body))
-        self._head(status, [*headers, length], b"" if self._cycle.scope["method"] == "HEAD" else body)
+        self._head(status, [*headers, length], b"" if self._cycle.scope["method"] == "HEAD" else body, is_whole=True)
         self._complete()
 
     def start(self, status: int, headers: Headers, first: bytes) -> None:
@@ -109,7 +111,7 @@ class Pump:
         if self._owner is not None:
             self._owner.cancel()
 
-    def _head(self, status: int, headers: Headers, rest: bytes) -> None:
+    def _head(self, status: int, headers: Headers, rest: bytes, *, is_whole: bool = False) -> None:
         cycle = self._cycle
         self.started = cycle.response_started = True
         cycle.waiting_for_100_continue = False
@@ -126,7 +128,12 @@ class Pump:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         lines.append(rest)
-        self._transport.write(b"".join(lines))
+        message = b"".join(lines)
+        if is_whole and cycle.keep_alive:
+            self._client.outbox.write(self._transport, message)
+        else:
+            self._client.outbox.flush()
+            self._transport.write(message)
 
     def _complete(self) -> None:
         cycle = self._cycle

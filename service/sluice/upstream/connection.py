@@ -14,6 +14,7 @@ from collections.abc import Callable
 import httptools
 
 from sluice.errors import GatewayError, UpstreamError, WorkerRefused
+from sluice.outbox import Outbox
 from sluice.types import Body
 
 MAX_STATUS = 599
@@ -108,13 +109,14 @@ class Answer:
 class Connection(asyncio.Protocol):
     """One TCP or TLS connection. It is idle (`answer` is None), busy until its answer has ended, or closed."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_lost: Callable[[Connection], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_lost: Callable[[Connection], None], outbox: Outbox) -> None:
         self.answer: Answer | None = None
         self.idle_since = 0.0
         self.num_answers = 0
         self.is_reusable = False  # the last answer ended cleanly and the worker keeps the connection
         self._loop = loop
         self._on_lost = on_lost
+        self._outbox = outbox
         self._transport: asyncio.Transport | None = None
         # Where the body goes, once somebody takes it read by read
         self._sink: Callable[[bytes], None] | None = None
@@ -146,7 +148,7 @@ class Connection(asyncio.Protocol):
         elif len(body) > 65_536:
             self._transport.writelines((head, body))
         else:
-            self._transport.write(head + body)
+            self._outbox.write(self._transport, head + body)
         return self.answer
 
     def pipe(self, answer: Answer, sink: Callable[[bytes], None], on_end: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from sluice.config import ConfigError
 from sluice.errors import GatewayError, WorkerRefused
+from sluice.outbox import Outbox
 from sluice.types import Body
 from sluice.upstream.connection import Answer, Connection
 
@@ -51,6 +52,7 @@ class Connections:
         self._idle: deque[Connection] = deque()
         self._open: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._outbox = Outbox()
 
     def __repr__(self) -> str:
         return f"<Connections {self._host}:{self._port} [{len(self._open)} open, {len(self._idle)} idle]>"
@@ -94,7 +96,7 @@ class Connections:
         try:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop, self._open.discard),
+                    lambda: Connection(loop, self._open.discard, self._outbox),
                     self._host,
                     self._port,
                     ssl=self._ssl,

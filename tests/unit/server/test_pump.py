@@ -8,6 +8,7 @@ import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from sluice.outbox import Outbox
 from sluice.server.pump import Pump
 
 HEADERS = [(b"content-type", b"text/event-stream")]
@@ -38,6 +39,7 @@ class Client:
     def __init__(self, method: str = "POST", http_version: str = "1.1", keep_alive: bool = True) -> None:
         self.transport = Wire()
         self.flow = FlowControl(self.transport)
+        self.outbox = Outbox()
         self.pump: Pump | None = None
         self.num_completed = 0
         self.cycle = RequestResponseCycle(
@@ -65,6 +67,7 @@ async def sent(client: Client, use: Callable[[Pump], None]) -> bytes:
         assert client.pump is pump
         use(pump)
     assert client.pump is None
+    client.outbox.flush()
     return client.transport.data
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sluice.errors import GatewayError, UpstreamError, WorkerRefused, WorkerTimeout
+from sluice.outbox import Outbox
 from sluice.upstream.connection import MAX_BARE_BYTES, MAX_HEAD_BYTES, Answer, Connection
 from tests.unit.hot_path import PATIENCE_S
 from tests.unit.upstream.transport import Transport
@@ -23,7 +24,7 @@ class Upstream:
     def __init__(self) -> None:
         self.lost: list[Connection] = []
         self.transport = Transport()
-        self.connection = Connection(asyncio.get_running_loop(), self.lost.append)
+        self.connection = Connection(asyncio.get_running_loop(), self.lost.append, Outbox())
         self.connection.connection_made(self.transport)
         self.answer = self.send()
 
@@ -137,8 +138,10 @@ async def test_trailers_are_read_and_dropped():
 async def test_small_requests_are_one_write_and_large_bodies_are_not_copied(body, writes):
     upstream = Upstream()
     upstream.feed(WHOLE)
+    await asyncio.sleep(0)
     upstream.transport.written.clear()
     upstream.connection.send(b"head", body)
+    await asyncio.sleep(0)
     assert upstream.transport.written == writes
 
 
@@ -243,7 +246,7 @@ async def test_bytes_after_the_end_close_the_connection_and_leave_the_answer_alo
 
 
 async def test_a_worker_that_speaks_unasked_is_hung_up_on():
-    connection = Connection(asyncio.get_running_loop(), lambda _: None)
+    connection = Connection(asyncio.get_running_loop(), lambda _: None, Outbox())
     transport = Transport()
     connection.connection_made(transport)
     connection.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")

@@ -15,6 +15,7 @@ import trustme
 
 from sluice.config import ConfigError
 from sluice.errors import UpstreamError, WorkerRefused, WorkerTimeout
+from sluice.outbox import Outbox
 from sluice.upstream.connection import Connection
 from sluice.upstream.connections import MAX_IDLE_S, Connections
 from tests.support import scripts
@@ -469,7 +470,7 @@ class Clock:
 
 
 def idle_connection() -> Connection:
-    connection = Connection(asyncio.get_running_loop(), lambda _: None)
+    connection = Connection(asyncio.get_running_loop(), lambda _: None, Outbox())
     connection.connection_made(Transport())
     connection.is_reusable = True
     return connection
