@@ -295,9 +295,12 @@ class AsgiDownstream:
         else:
             self._is_finished = True
             self._has_work.set()
-        results = await asyncio.gather(self._watcher, self._writer, return_exceptions=True)
-        if exc[0] is None and isinstance(results[1], Exception):
-            raise results[1]
+        try:
+            await asyncio.wait([self._watcher, self._writer])
+        finally:
+            self._writer.cancel()
+        if exc[0] is None and not self._writer.cancelled() and (failure := self._writer.exception()) is not None:
+            raise failure
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         length = (b"content-length", str(len(body)).encode())

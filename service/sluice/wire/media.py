@@ -43,13 +43,14 @@ class RemoteMedia(NamedTuple):
 class MediaHosts:
     """The hosts that a route's workers may fetch media from: `host`, `*.domain`, `host:port`, `http://host`."""
 
-    __slots__ = ("_domains", "_hosts")
+    __slots__ = ("_domains", "_entries", "_hosts")
 
     def __init__(self, entries: Iterable[str]) -> None:
         """Raises `ValueError` for an entry that is none of these. Without a scheme it means https, without a port 443."""
+        self._entries = tuple(entries)
         hosts: set[tuple[str, str, int]] = set()
         domains: set[tuple[str, str, int]] = set()
-        for entry in entries:
+        for entry in self._entries:
             match = _ENTRY.fullmatch(entry)
             if match is None:
                 raise ValueError(
@@ -61,6 +62,10 @@ class MediaHosts:
             (domains if match[2] else hosts).add((scheme, match[3].lower(), port))
         self._hosts = frozenset(hosts)
         self._domains = frozenset(domains)
+
+    def __reduce__(self) -> tuple[type[MediaHosts], tuple[tuple[str, ...]]]:
+        """It goes to the process that reads large bodies."""
+        return MediaHosts, (self._entries,)
 
     def allow(self, url: str) -> bool:
         """Whether the worker may fetch `url`. A URL that could be read in two ways is not allowed."""

@@ -148,7 +148,7 @@ class JsonRequest:
         if not SPECIAL.isdisjoint(members):
             refuse_forbidden(members)
             choices = num_choices(self.endpoint, members, rules.bounds)
-            changes |= dict.fromkeys((DROPPED | OURS) & members.keys())
+            changes |= {name: None for name in DROPPED | OURS if name in members}
         self._check_prompts(rules.bounds.max_prompts, choices)
         if self.endpoint is Endpoint.RESPONSES:
             self._check_store(rules)
