@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sluice import __version__, gateway, up, usage_command
+from sluice import __version__, up, usage_command
 from sluice.check import Finding, as_table, examine
 from sluice.config import ConfigError, Settings, load
+from sluice.gateway import exchanging
 from sluice.keys import door
 from sluice.keys_file import KeyEntry, add_to_file, checked_name, instant, new_key, read_keys, revoke_in_file
 from sluice.loading import load as load_attribute
@@ -160,7 +161,7 @@ def version(args: argparse.Namespace) -> int:
 
 
 def _version() -> str:
-    return f"sluice {__version__}, {'plain Python' if gateway.__file__.endswith('.py') else 'compiled'}"
+    return f"sluice {__version__}, {'plain Python' if exchanging.__file__.endswith('.py') else 'compiled'}"
 
 
 def _state(entry: KeyEntry) -> str:

@@ -17,12 +17,12 @@ class Outbox:
     __slots__ = ("_is_open", "_waiting")
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[asyncio.Transport, bytes]] = []
+        self._waiting: list[tuple[asyncio.Transport, tuple[bytes, ...]]] = []
         self._is_open = False  # something was written in this turn
 
-    def write(self, transport: asyncio.Transport, data: bytes) -> None:
+    def write(self, transport: asyncio.Transport, *parts: bytes) -> None:
         """In the order of the calls, at the end of this turn. Only from within the event loop."""
-        self._waiting.append((transport, data))
+        self._waiting.append((transport, parts))
         if not self._is_open:
             self._is_open = True
             asyncio.get_running_loop().call_soon(self._end_turn)
@@ -31,9 +31,13 @@ class Outbox:
         """What waits goes out now."""
         if self._waiting:
             waiting, self._waiting = self._waiting, []
-            for transport, data in waiting:
-                if not transport.is_closing():
-                    transport.write(data)
+            for transport, parts in waiting:
+                if transport.is_closing():
+                    continue
+                if len(parts) == 1:
+                    transport.write(parts[0])
+                else:
+                    transport.writelines(parts)
 
     def _end_turn(self) -> None:
         self._is_open = False

@@ -16,7 +16,7 @@ to one who has to wait until somebody else's call is over.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import inf
 
 from sluice.types import Call

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 from sluice.api import grounding
 from sluice.api.steering import TIMEOUT_HEADER, Steering, timeout_ms
 from sluice.bulk import BulkReader, BulkRequest
+from sluice.config import Route
 from sluice.directory import Directory, Target
 from sluice.errors import ContextTooLong, MethodNotAllowed, NotFound
 from sluice.gateway import Served
@@ -120,27 +121,33 @@ class CallMaker:
             raise ContextTooLong(f"This prompt has about {prompt_tokens} tokens; at most {most} are allowed for this model.")
         num_choices = prepared.num_prompts * prepared.num_choices if endpoint in GENERATING else 0
         context = _context(self._routes[target.route].pool, target.served_model)
-        call = self._base(
-            visit,
-            tenant,
-            target,
-            endpoint,
-            model=model,
+        settings = target.settings
+        call = Call(
+            id=visit.id,
+            tenant=tenant,
+            route=target.route,
+            endpoint=endpoint,
+            path=endpoint,
             pinned_worker=aim.pinned_worker,
+            model=model,
             body=body,
             content_type=prepared.content_type,
-            stamp=self._stamp(body, tenant) if aim.response_id else None,
+            headers=_trace_headers(visit),
             stream=prepared.stream,
             wants_usage=prepared.wants_usage,
-            deadline=aim.deadline,
-            prefix=prepared.prefix,
-            adapter=target.adapter,
+            stamp=self._stamp(body, tenant) if aim.response_id else None,
             size=prepared.size,
             prompt_tokens=prompt_tokens,
             max_tokens=prepared.max_tokens,
             num_choices=num_choices,
             output_tokens=estimate.output_tokens(prepared.max_tokens, num_choices, prompt_tokens, context),
             user=_user(visit.headers, prepared.user) if tenant.names_users else "",
+            prefix=prepared.prefix,
+            adapter=target.adapter,
+            session=_session(visit.headers, settings.session_header),
+            explains=_explains(settings),
+            started_at=visit.started_at,
+            deadline=aim.deadline,
         )
         if prepared.ask is None:
             return call
@@ -163,31 +170,19 @@ class CallMaker:
         action = "/cancel" if stored.action else ""
         path = f"{Endpoint.RESPONSES.value}/{response_id}{action}{query if not action else ''}"
         is_stream = stream and not action
-        return self._base(
-            visit,
-            tenant,
-            target,
-            Endpoint.RESPONSES,
-            path=path,
-            method=method,
-            pinned_worker=url,
-            stream=is_stream,
-            deadline=_deadline(visit, target, None),
-        )
-
-    def _base(self, visit: Visit, tenant: Tenant, target: Target, endpoint: Endpoint, path: str = "", **asked: Any) -> Call:
-        """The call: what the request is, with what the client asked for in `asked`."""
         return Call(
             id=visit.id,
             tenant=tenant,
             route=target.route,
-            endpoint=endpoint,
-            headers=visit.trace.headers if visit.trace is not None else _trace_context(visit.headers),
-            session=_session(visit.headers, target.settings.session_header),
-            explains=target.settings.explain.headers or random() < target.settings.explain.log_share,
+            endpoint=Endpoint.RESPONSES,
+            path=path,
+            method=method,
+            pinned_worker=url,
+            headers=_trace_headers(visit),
+            stream=is_stream,
+            explains=_explains(target.settings),
             started_at=visit.started_at,
-            path=path or endpoint,
-            **asked,
+            deadline=_deadline(visit, target, None),
         )
 
     def _worker_of(self, mark: str, routes: set[str]) -> tuple[str, str]:
@@ -212,11 +207,19 @@ class CallMaker:
         return stamp
 
 
-def _trace_context(headers: Mapping[bytes, bytes]) -> tuple[tuple[str, str], ...]:
-    """The only headers of a client that go up (W3C Trace Context)."""
+def _trace_headers(visit: Visit) -> tuple[tuple[str, str], ...]:
+    """The only headers that go up (W3C Trace Context): ours where the call is sampled, else the client's."""
+    if visit.trace is not None:
+        return visit.trace.headers
+    headers = visit.headers
     if b"traceparent" not in headers:
         return ()
     return tuple((name.decode(), headers[name].decode("latin-1")) for name in GOES_UP if name in headers)
+
+
+def _explains(settings: Route) -> bool:
+    """Whether why a call goes to its worker is to be noted."""
+    return settings.explain.headers or (settings.explain.log_share > 0.0 and random() < settings.explain.log_share)
 
 
 def _session(headers: Mapping[bytes, bytes], name: str | None) -> str:

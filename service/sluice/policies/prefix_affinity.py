@@ -27,6 +27,7 @@ from sluice.worker import Worker
 MAX_PREDICTIONS = 4096  # calls in flight whose end teaches something
 MOST_BUSY = 0.95  # no busy period is taken to be longer than at this utilisation
 LATEST = 0.01  # the weight of one call in running means
+STILL_YOUNG = 0.01  # of the cache's capacity: what was used so little ago is as good as used now
 CROWD_EVERY = 32  # picks
 MAX_HOLDERS = 8  # that are looked at for one call
 NUM_SLOTS = 4096  # of blocks, for their homes
@@ -41,6 +42,7 @@ class Prediction(NamedTuple):
     worker: Worker
     num_blocks: int  # that are cached there
     ages_kb: Sequence[float]  # of all its blocks
+    at_kb: float  # what the worker had been sent by then
 
 
 class PrefixAffinity(RoutingPolicy):
@@ -125,7 +127,8 @@ class PrefixAffinity(RoutingPolicy):
             mirror = mirrors.of[worker]
             num_blocks = mirror.num_held(self._holders)
             predictions = self._predictions
-            predictions[call.id] = Prediction(worker, num_blocks, mirrors.use(mirror, hashes))
+            ages_kb = mirrors.use(mirror, hashes)
+            predictions[call.id] = Prediction(worker, num_blocks, ages_kb, mirror.now_kb)
             if len(predictions) > MAX_PREDICTIONS:
                 del predictions[next(iter(predictions))]
         return tokens
@@ -141,7 +144,8 @@ class PrefixAffinity(RoutingPolicy):
         mirror = self._mirrors.of.get(worker)
         if prediction is None or prediction.worker is not worker or mirror is None:
             return
-        self._mirrors.use(mirror, call.prefix.hashes)
+        if mirror.now_kb - prediction.at_kb > mirror.capacity_kb * STILL_YOUNG:
+            self._mirrors.use(mirror, call.prefix.hashes)
         if usage.exact and usage.prompt_tokens and call.prefix.num_bytes:
             self._bytes_per_token += LATEST * (call.prefix.num_bytes / usage.prompt_tokens - self._bytes_per_token)
         mirror.is_told = mirror.is_told or usage.cached_tokens > 0

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sluice.asgi import PUMP
@@ -147,6 +148,17 @@ class Protocol(HttpToolsProtocol):
         self.scope["extensions"] = {PUMP: Pump(self, self.cycle)}  # type: ignore[dict-item]
         self.headers = NOWHERE  # trailers are no headers
 
+    def on_body(self, body: bytes) -> None:
+        """The first read's part of a body, which mostly is all of it, is not copied."""
+        cycle: Any = self.cycle
+        if self.parser.should_upgrade() or cycle.body or cycle.response_complete:
+            super().on_body(body)
+            return
+        cycle.body = body
+        if len(body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
@@ -253,7 +265,7 @@ class Protocol(HttpToolsProtocol):
         request_id = f"req-{os.urandom(6).hex()}"
         logger.info("%s: refused %s: %s", request_id, self.client, error)
         body = error.body()
-        lines = [STATUS_LINE[error.status], *(f"{name}: {value}\r\n".encode() for name, value in error.headers())]
+        lines = [STATUS_LINE[error.status], *[f"{name}: {value}\r\n".encode() for name, value in error.headers()]]
         lines.append(b"x-request-id: %b\r\n" % request_id.encode())
         lines.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body))
         self.outbox.flush()

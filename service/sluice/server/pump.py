@@ -52,10 +52,10 @@ class Pump:
 
     def whole_body(self) -> bytes | None:
         """The request's body, if all of it has arrived. It is handed over: the server keeps no copy while the call runs."""
-        cycle = self._cycle
+        cycle: Any = self._cycle  # its body is bytes where the protocol has put them there, else a bytearray
         if cycle.more_body:
             return None
-        body, cycle.body = bytes(cycle.body), b""  # type: ignore[assignment]
+        body, cycle.body = bytes(cycle.body), b""
         return body
 
     @property

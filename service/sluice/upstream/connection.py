@@ -21,6 +21,7 @@ MAX_STATUS = 599
 # Checked read by read: what comes before the body, and what is no body behind it (trailers, the frames of chunks).
 MAX_HEAD_BYTES = 65_536
 MAX_BARE_BYTES = 4_194_304
+MAX_COPIED_BYTES = 65_536  # of a body, to be one write with its head
 
 
 class Answer:
@@ -145,8 +146,8 @@ class Connection(asyncio.Protocol):
         self._bare_bytes = 0
         if isinstance(body, tuple):
             self._transport.writelines((head, *body))
-        elif len(body) > 65_536:
-            self._transport.writelines((head, body))
+        elif len(body) > MAX_COPIED_BYTES:
+            self._outbox.write(self._transport, head, body)
         else:
             self._outbox.write(self._transport, head + body)
         return self.answer

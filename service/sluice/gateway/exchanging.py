@@ -7,14 +7,10 @@ error and a client that leaves go out by the same way.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 
 from sluice.admission.entry import Entry, Standing
-from sluice.admission.route import Admission
 from sluice.asgi import Headers
 from sluice.attempt import Attempt
-from sluice.config import Route
 from sluice.errors import (
     GatewayError,
     Overloaded,
@@ -25,34 +21,16 @@ from sluice.errors import (
     is_workers_fault,
 )
 from sluice.exchange import RESUMED, Exchange, OwnAnswer
+from sluice.gateway.served import Served
 from sluice.hedge import Hedging, Race
-from sluice.limits.estimate import RouteEstimate
 from sluice.limits.limiter import Reservation, Unlimited
-from sluice.pool import Pool
 from sluice.resume import Rest
-from sluice.retry_budget import RetryBudget
 from sluice.types import Call, Endpoint, Ground, Grounding, Usage
 from sluice.wire.emitted import CannotResume
 from sluice.wire.events import EventStream
 from sluice.wire.requests import with_model
 from sluice.wire.splice import SeamMismatch, Splice
 from sluice.worker import Worker
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A route as the gateway runs it."""
-
-    settings: Route
-    pool: Pool
-    admission: Admission
-    estimate: RouteEstimate = field(default_factory=RouteEstimate)
-    retries: RetryBudget = field(default_factory=RetryBudget)
-    hedging: Hedging | None = None
-
-    @property
-    def served_model(self) -> str:
-        return self.settings.served_model or self.pool.route
 
 
 class Gateway:
@@ -83,9 +61,9 @@ class Exchanging:
     """
 
     __slots__ = (
-        "_attempt", "_batch", "_call", "_clock", "_fallback", "_held", "_lost", "_place", "_served", "_splices", "_wasted",
-        "attempts", "exchange", "fell_back", "gpu_ms", "grounding", "hedge", "num_resumes", "opened_at", "queued_s",
-        "reason", "reservation", "sent_at", "usage", "waited_s", "worker",
+        "_attempt", "_batch", "_call", "_clock", "_fallback", "_is_reserved", "_lost", "_place", "_served", "_splices",
+        "_wasted", "attempts", "exchange", "fell_back", "gpu_ms", "grounding", "hedge", "num_resumes", "opened_at",
+        "queued_s", "reason", "reservation", "sent_at", "usage", "waited_s", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -100,7 +78,7 @@ class Exchanging:
         self._fallback = fallback
         self._call = call
         self._clock = clock
-        self._held = AsyncExitStack()  # what is taken for the call as a whole; each attempt holds its own
+        self._is_reserved = False
         self._attempt: Attempt | None = None
         self._place: Entry | None = None  # of the last attempt, in admission
         self.reservation = reservation
@@ -145,9 +123,10 @@ class Exchanging:
         return self._wasted + sum([splice.num_recomputed for splice in self._splices])
 
     async def __aenter__(self) -> Exchange:
-        """The straight line (architecture.md, section 4). What is taken here is entered on `_held`, and is let go last."""
+        """The straight line (architecture.md, section 4). The reservation is taken first, and let go last."""
         try:
-            await self._held.enter_async_context(self.reservation)
+            await self.reservation.__aenter__()
+            self._is_reserved = True
             if self._call.ground is not None:
                 begun = self._clock()
                 self._call, self.grounding = await self._grounded(self._call, self._call.ground)
@@ -198,8 +177,12 @@ class Exchanging:
     async def _leave(self, error: BaseException | None = None) -> None:
         if self.sent_at is not None and not isinstance(error, WorkerRefused | WorkerRejected):
             self._charge(self.sent_at)
-        await self._close_attempt()
-        await self._held.aclose()
+        try:
+            await self._close_attempt()
+        finally:
+            if self._is_reserved:
+                self._is_reserved = False
+                await self.reservation.__aexit__(None, None, None)
 
     def _charge(self, sent_at: float) -> None:
         """What the call has really used: as its worker says, else as we know. Its limits are settled by it."""
