@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 from sluice import orca
 from sluice.config import Route
@@ -13,6 +13,13 @@ from sluice.upstream.connections import Sending
 from sluice.wire.events import EventStream
 from sluice.wire.splice import Splice
 from sluice.worker import Lease, Worker
+
+
+class Slot(Protocol):
+    """A slot on a worker, waited for on entering, and held until it is closed."""
+
+    async def __aenter__(self) -> Lease: ...
+    def close(self) -> None: ...
 
 
 class Attempt:
@@ -26,7 +33,7 @@ class Attempt:
     def __init__(self, settings: Route, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
-        self._slot: AbstractAsyncContextManager[Lease] | None = None
+        self._slot: Slot | None = None
         self._lease: Lease | None = None
         self._sending: Sending | None = None
         self.worker: Worker | None = None
@@ -34,7 +41,7 @@ class Attempt:
         self.queued_s = 0.0
         self.sent_at: float | None = None
 
-    async def take(self, slot: AbstractAsyncContextManager[Lease]) -> Worker:
+    async def take(self, slot: Slot) -> Worker:
         """Occupy the slot, when its turn has come. Raises where there is none to be had."""
         lease = self._lease = await slot.__aenter__()
         self._slot = slot
@@ -72,14 +79,14 @@ class Attempt:
         lease.prefilled()
         return exchange
 
-    async def close(self) -> None:
+    def close(self) -> None:
         if self.exchange is not None:
             self.exchange.close()
         sending, self._sending = self._sending, None
         slot, self._slot = self._slot, None
         try:
             if sending is not None:
-                await sending.__aexit__(None, None, None)
+                sending.close()
         finally:
             if slot is not None:
-                await slot.__aexit__(None, None, None)
+                slot.close()

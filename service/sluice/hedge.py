@@ -94,7 +94,7 @@ class Race:
             try:
                 await _end(tasks)
             finally:
-                await (self._copy if self.taken is self._first else self._first).close()
+                (self._copy if self.taken is self._first else self._first).close()
 
     def _judge(self, tasks: Sequence[asyncio.Task[Exchange]]) -> None:
         """The attempt that is not taken may have failed by its worker's fault."""

@@ -48,6 +48,9 @@ class Entry(Place):
         return lease if lease is not None else await self._gate.wait(self)
 
     async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._gate.let_go(self)
 
     @property

@@ -141,7 +141,7 @@ class Exchanging:
                     raise
             return await self._first_answer(self._served, self._call)
         except BaseException as exc:
-            await self._leave(exc)
+            self._leave(exc)
             raise
 
     async def __aexit__(self, *exc: object) -> None:
@@ -154,7 +154,7 @@ class Exchanging:
                     self._served.pool.observe(self._call, attempt.worker, events.usage)
             elif events is not None and events.broken:
                 attempt.worker.failed(self._clock())
-        await self._leave()
+        self._leave()
 
     async def _grounded(self, call: Call, ground: Ground) -> tuple[Call, Grounding]:
         """The call with its sources. One that would be shed is refused before anything is searched for it."""
@@ -174,15 +174,15 @@ class Exchanging:
         self._served, self._call, self.fell_back = other, call._replace(body=body, adapter=None), True
         return True
 
-    async def _leave(self, error: BaseException | None = None) -> None:
+    def _leave(self, error: BaseException | None = None) -> None:
         if self.sent_at is not None and not isinstance(error, WorkerRefused | WorkerRejected):
             self._charge(self.sent_at)
         try:
-            await self._close_attempt()
+            self._close_attempt()
         finally:
             if self._is_reserved:
                 self._is_reserved = False
-                await self.reservation.__aexit__(None, None, None)
+                self.reservation.close()
 
     def _charge(self, sent_at: float) -> None:
         """What the call has really used: as its worker says, else as we know. Its limits are settled by it."""
@@ -204,10 +204,10 @@ class Exchanging:
         batch = (self._batch + (self.worker.in_flight if self.worker is not None else 1)) / 2
         return round(step_ms / max(1.0, batch), 3)
 
-    async def _close_attempt(self) -> None:
+    def _close_attempt(self) -> None:
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
-            await attempt.close()
+            attempt.close()
 
     async def _first_answer(self, served: Served, call: Call) -> Exchange:
         """Try workers until one has answered, within the route's `max_retries`, and none of them twice.
@@ -234,7 +234,7 @@ class Exchanging:
             except GatewayError as exc:
                 if attempt.worker is None or not is_workers_fault(exc):
                     raise
-                await self._lose(attempt.worker, exc)
+                self._lose(attempt.worker, exc)
                 if self._clock() >= call.deadline or not served.pool.candidates(call, tried):
                     raise
                 max_retries = served.settings.max_retries
@@ -313,12 +313,12 @@ class Exchanging:
         worker = await self._take(copy, others, ahead=True)
         return await self._send(copy, worker, call)
 
-    async def _lose(self, worker: Worker, error: GatewayError) -> None:
+    def _lose(self, worker: Worker, error: GatewayError) -> None:
         """The attempt at this worker has failed by its fault."""
         worker.failed(self._clock())  # while its slot is held: it may have been on trial
         if not isinstance(error, WorkerRefused):
             self._lost.append(worker)
-        await self._close_attempt()
+        self._close_attempt()
         if isinstance(error, WorkerFull):
             self._served.admission.refused(worker)
 
@@ -336,7 +336,7 @@ class Exchanging:
             return None
         if not settings.enabled or self._call.endpoint not in RESUMED or self._clock() >= self._call.deadline:
             return None
-        await self._lose(attempt.worker, error)
+        self._lose(attempt.worker, error)
         try:
             if self.num_resumes >= settings.max_resumes:
                 raise CannotResume(f"it has been {settings.max_resumes} times")
@@ -345,7 +345,7 @@ class Exchanging:
             error.message = f"{error.message} It could not be continued on another worker: {exc}."
         except GatewayError as exc:
             error.message = f"{error.message} It could not be continued on another worker. {exc.message}"
-        await self._close_attempt()
+        self._close_attempt()
         events.revive()
         events.fail(error)
         return None
@@ -367,11 +367,11 @@ class Exchanging:
             except SeamMismatch:
                 rest.compares = False
                 tried.pop()  # it has done nothing wrong
-                await self._close_attempt()
+                self._close_attempt()
             except GatewayError as exc:
                 if attempt.worker is None or not is_workers_fault(exc) or self._clock() >= call.deadline:
                     raise
-                await self._lose(attempt.worker, exc)
+                self._lose(attempt.worker, exc)
                 num_failed += not isinstance(exc, WorkerRefused)
                 if num_failed > self._served.settings.max_retries:
                     raise  # it may be the call itself that workers die of

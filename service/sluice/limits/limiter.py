@@ -31,7 +31,7 @@ FRACTIONS = tuple([f"{ms / 1000:.3f}"[1:].rstrip("0").rstrip(".").encode() + b"s
 
 
 class Reservation(Protocol):
-    """What a call holds of its limits, by `async with`, which settles it once, whatever happens inside.
+    """What a call holds of its limits, by `async with` or until `close`, which settles it once.
 
     Entering raises `RateLimited`, `BudgetSpent` or `LimitsAway`. Inside, `spend` says what the call has really used; where
     nobody calls it, nothing was computed, and only the request counts.
@@ -43,6 +43,7 @@ class Reservation(Protocol):
 
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *exc: object) -> None: ...
+    def close(self) -> None: ...
     def spend(self, tokens: int, gpu_ms: int = 0) -> None: ...
 
 
@@ -56,6 +57,9 @@ class Unlimited:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        return
+
+    def close(self) -> None:
         return
 
     def spend(self, tokens: int, gpu_ms: int = 0) -> None:
@@ -115,6 +119,9 @@ class Limited:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._limiter.store.settle(self._ask, self._tokens, self._gpu_ms)
         if self._local is not None:
             self._limiter.fallback.settle(self._local, self._tokens, self._gpu_ms)

@@ -160,6 +160,9 @@ class Sending:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._connections.give_back(self.connection, self._loop)
 
     async def head(self) -> Answer:
