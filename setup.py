@@ -51,7 +51,13 @@ class Build(build_ext):
 
         def compile_all(sources: Sequence[str], output_dir: str, *args: Any, **options: Any) -> list[str]:
             objects = self.compiler.object_filenames(sources, output_dir=output_dir)
-            stale = [source for source, made in zip(sources, objects, strict=True) if _is_stale(Path(source), Path(made))]
+            # Headers are shared by all: one that is newer makes everything old.
+            newest = max((header.stat().st_mtime for header in (ROOT / "build").rglob("*.h")), default=0.0)
+            stale = [
+                source
+                for source, made in zip(sources, map(Path, objects), strict=True)
+                if not made.exists() or made.stat().st_mtime < max(newest, Path(source).stat().st_mtime)
+            ]
             with ThreadPoolExecutor(os.cpu_count()) as threads:
                 done = threads.map(lambda source: compile_one([source], output_dir, *args, **options), stale)
                 for number, _ in enumerate(done, 1):
@@ -61,14 +67,6 @@ class Build(build_ext):
 
         self.compiler.compile = compile_all  # type: ignore[method-assign, assignment]
         super().build_extensions()
-
-
-def _is_stale(source: Path, made: Path) -> bool:
-    """Headers are shared by all: one that is newer makes everything old."""
-    if not made.exists():
-        return True
-    headers = (ROOT / "build").rglob("*.h")
-    return max(path.stat().st_mtime for path in (source, *headers)) > made.stat().st_mtime
 
 
 def extensions() -> list[Extension]:

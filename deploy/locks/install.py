@@ -15,6 +15,7 @@ import sys
 
 LOCKS = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(LOCKS))
+WHEEL = os.path.join(ROOT, "build", "wheel")
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST_PYTHON, NEWEST_ENGINE_PYTHON = (3, 11), (3, 14)
 GB = 1e9
@@ -130,15 +131,23 @@ def install(environment):
 def build_sluice():
     """Compiled where that can be (see setup.py); as plain Python where it cannot, which says so."""
     python = os.path.join(ROOT, ".venv", "bin", "python")
-    for stale in ("lib", "bdist"):  # what was deleted since must not be installed
-        for path in glob.glob(os.path.join(ROOT, "build", stale + "*")):
-            shutil.rmtree(path)
-    if subprocess.call([python, "setup.py", "--quiet", "build_ext"], cwd=ROOT) != 0:
+    if not make_wheel(python):
         if os.environ.get("SLUICE_COMPILE") == "1":
             raise Failed("it could not be compiled; see above")
         print("it could not be compiled (see above): sluice runs as plain Python, at about twice the cost", flush=True)
         os.environ["SLUICE_COMPILE"] = "0"
-    pip(python, "--no-build-isolation", "--quiet", "--force-reinstall", ".")
+        if not make_wheel(python):
+            raise Failed("it could not be built; see above")
+    pip(python, "--quiet", "--force-reinstall", *glob.glob(os.path.join(WHEEL, "*.whl")))
+
+
+def make_wheel(python):
+    """Not by pip, which keeps to itself how far it is. What was deleted since the last time must not be in it."""
+    for stale in (*glob.glob(os.path.join(ROOT, "build", "lib*")), WHEEL):
+        shutil.rmtree(stale, ignore_errors=True)
+    os.makedirs(WHEEL)
+    build = "import sys, setuptools.build_meta as b; b.build_wheel(sys.argv[1], {'--global-option': '--quiet'})"
+    return subprocess.call([python, "-c", build, WHEEL], cwd=ROOT) == 0
 
 
 def main():
