@@ -203,7 +203,7 @@ class FairQueue:
             return
         if num_slots is None:
             yield first
-            yield from (place for place in self.ranking() if place is not first)
+            yield from [place for place in self.ranking() if place is not first]
         elif first.is_ahead or any(self._has_modest(tenant, num_slots) for tenant in self._tenants.values()):
             for place in self.ranking():
                 if place.is_ahead or (place.order[0] <= first.order[0] and not self.is_over_share(place, num_slots)):

@@ -30,6 +30,7 @@ DROPPED = frozenset(
 )
 
 OURS = frozenset({"request_timeout_ms"})  # said to the gateway, and not for the worker
+WITHHELD = DROPPED | OURS
 
 REFUSED = {
     "chat_template": "workers use the model's own template",
@@ -57,7 +58,7 @@ BOUNDED = frozenset(
     }
 )
 
-SPECIAL = DROPPED | OURS | frozenset(REFUSED) | BOUNDED | {"chat_template_kwargs"}
+SPECIAL = WITHHELD | frozenset(REFUSED) | BOUNDED | {"chat_template_kwargs"}
 
 OUTPUT_TOKENS = {
     Endpoint.CHAT: ("max_completion_tokens", "max_tokens"),  # the first wins

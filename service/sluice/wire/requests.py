@@ -18,10 +18,9 @@ from sluice.types import Body, Endpoint, Prefix
 from sluice.wire.cuts import Cut
 from sluice.wire.json_body import JsonBody
 from sluice.wire.members import (
-    DROPPED,
-    OURS,
     OUTPUT_TOKENS,
     SPECIAL,
+    WITHHELD,
     bound_output,
     end_user,
     flag,
@@ -148,7 +147,7 @@ class JsonRequest:
         if not SPECIAL.isdisjoint(members):
             refuse_forbidden(members)
             choices = num_choices(self.endpoint, members, rules.bounds)
-            changes |= {name: None for name in DROPPED | OURS if name in members}
+            changes |= {name: None for name in WITHHELD if name in members}
         self._check_prompts(rules.bounds.max_prompts, choices)
         if self.endpoint is Endpoint.RESPONSES:
             self._check_store(rules)
