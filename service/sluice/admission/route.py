@@ -274,7 +274,8 @@ class Admission:
         workers = [worker for worker in self.pool.workers if worker.is_usable]
         self._num_slots = sum([worker.window for worker in workers])
         number = self._settings.spared_slots
-        self._spared = {worker: number for worker in workers if number and SPARED_FROM * number <= worker.window < inf}
+        able = [worker for worker in workers if number and SPARED_FROM * number <= worker.window < inf]
+        self._spared = {worker: number for worker in able if not self._windows[worker].is_tried}
 
     def _start(self, entry: Entry, lease: Lease, now: float) -> None:
         self._queue.start(entry)

@@ -8,6 +8,12 @@ to less than half of its part of what the engine has room for. Where none stood,
 calls waited here, the window grows: now and then by our part of one call, since each try makes somebody wait in the engine,
 and twofold a round at first, where its cache has become emptier, and where it has long not been full in spite of those tries
 and runs more than it ran when it was. (Calls that come and go leave gaps in a queue of one or two, so that it is not seen.)
+While such a try lasts no slot is spared there: who is tried is one of many, and not the one that a spared slot is for. It has
+failed where a queue stands, and also where the engine was given more than it ran when it was full, and did not run more.
+
+Calls also stand in an engine that lacks no room but time, while it computes long prompts: it runs few then, some that get
+their tokens and the one whose prompt it is. A window of so few would keep the next prompt away when it is done. So where its
+cache has room, the window is not less than the most that the engine ran in the last minute.
 
 An engine that says nothing new leaves the window as it is; one that never said anything has none: we could only guess.
 One that lies may get too much work or too little, but never none: a window is at least 1.
@@ -15,6 +21,7 @@ One that lies may get too much work or too little, but never none: a window is a
 
 from __future__ import annotations
 
+from collections import deque
 from math import ceil, inf
 
 from sluice.config import Queue
@@ -24,6 +31,8 @@ ROUND_S = 1.0
 MIN_SAMPLES = 2
 PROBE_ROUNDS = 30
 FAST_ROUNDS = 60
+TRIED_ROUNDS = 3  # how long a try lasts, where no queue ends it
+RAN_ROUNDS = 60  # in which what an engine ran shows that it has room for so many, where its cache is less than half full
 KV_DROP = 0.2  # of the cache, since the engine was full: calls have become smaller, and there is room for more of them
 KV_FACTOR = 0.9
 
@@ -37,12 +46,16 @@ class Window:
         "_full_kv",
         "_full_running",
         "_had_waiting",
+        "_most",
         "_num_samples",
         "_ran",
+        "_ran_lately",
         "_read_at",
         "_settings",
         "_size",
         "_stood",
+        "_tried",
+        "_tried_rounds",
         "_was_refused",
         "_worker",
     )
@@ -56,16 +69,25 @@ class Window:
         )
         self._full_kv = 0.0  # how full its cache was when the engine was full
         self._full_running = 0  # and how many calls it ran
+        self._ran_lately: deque[int] = deque(maxlen=RAN_ROUNDS)  # the most that it ran, by round
+        self._tried_rounds = 0  # that are left of a try
+        self._tried = (0, 0)  # in its rounds so far: the most that the engine had and the most that it ran
         self._read_at = -inf
         # Of the round that goes on
         self._began_at = -inf
         self._num_samples = 0
         self._stood = inf  # the fewest that waited in the engine
         self._ran = 0  # the most that it ran
+        self._most = 0  # the most that it had, with those that waited
         self._had_waiting = False
         self._was_refused = False
         if settings.max_in_flight is not None:
             worker.window = float(max(1, ceil(settings.max_in_flight * share)))
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether it is being tried if the engine has room for one call more."""
+        return self._tried_rounds > 0
 
     def look(self, share: float, *, had_waiting: bool, spared: int = 0) -> None:
         """Take account of what the engine last said, and of whether calls have waited here since the last look. Those that wait
@@ -82,10 +104,14 @@ class Window:
         self._num_samples += 1
         self._stood = min(self._stood, load.num_waiting_for_capacity)
         self._ran = max(self._ran, load.num_running)
+        self._most = max(self._most, load.num_running + load.num_waiting_for_capacity)
         if load.read_at - self._began_at < ROUND_S or (self._num_samples < MIN_SAMPLES and self._began_at > -inf):
             return
+        self._ran_lately.append(self._ran)
+        if self._tried_rounds:
+            self._judge(share)
         self._adapt(load, share)
-        self._began_at, self._num_samples, self._stood, self._ran = load.read_at, 0, inf, 0
+        self._began_at, self._num_samples, self._stood, self._ran, self._most = load.read_at, 0, inf, 0, 0
         self._had_waiting = self._was_refused = False
         most = self._settings.max_in_flight
         self._worker.window = float(max(1, ceil(self._size if most is None else min(self._size, most * share))))
@@ -103,8 +129,10 @@ class Window:
         if self._stood > wanted:
             total = load.num_running + load.num_waiting_for_capacity
             room = max(1, total - (self._stood - wanted))
+            if load.kv_usage < self._settings.max_kv_usage / 2:
+                room = max(room, wanted + max(self._ran_lately))
             # What we had there counts and not the window, which may have been too large to matter, or not there yet.
-            self._size = max(self._worker.in_flight * room / total, room * share / 2)
+            self._size = max(min(1.0, self._worker.in_flight / total) * room, room * share / 2)
             self._note_full(load)
         elif load.kv_usage > self._settings.max_kv_usage:
             self._size = min(self._size, self._worker.in_flight * KV_FACTOR)
@@ -116,7 +144,16 @@ class Window:
                 self._size += self._size
             elif self._calm_rounds % PROBE_ROUNDS == 0:
                 self._size += share
+                self._tried_rounds, self._tried = TRIED_ROUNDS, (0, 0)
         self._size = max(self._size, 1.0)
+
+    def _judge(self, share: float) -> None:
+        """A round of a try is over."""
+        most, ran = self._tried = max(self._tried[0], self._most), max(self._tried[1], self._ran)
+        self._tried_rounds -= 1
+        if not self._tried_rounds and ran <= self._full_running < most:
+            self._size -= share
 
     def _note_full(self, load: EngineLoad) -> None:
         self._calm_rounds, self._full_kv, self._full_running = 0, load.kv_usage, self._ran
+        self._tried_rounds = 0

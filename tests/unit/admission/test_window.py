@@ -5,7 +5,7 @@ from math import ceil, inf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sluice.admission.window import FAST_ROUNDS, Window
+from sluice.admission.window import FAST_ROUNDS, PROBE_ROUNDS, RAN_ROUNDS, TRIED_ROUNDS, Window
 from sluice.worker import Worker
 from tests.unit.admission.calls import a_worker, load, queue
 
@@ -16,6 +16,7 @@ class Engine:
     def __init__(self, room: int, num_replicas: int = 1, **settings: object) -> None:
         self.room = room
         self.now = 0.0
+        self.kv = 0.0
         self.share = 1 / num_replicas
         self.workers = [a_worker(number) for number in range(num_replicas)]
         self.windows = [Window(worker, queue(**settings), self.share) for worker in self.workers]
@@ -30,7 +31,7 @@ class Engine:
         for number, (worker, window) in enumerate(zip(self.workers, self.windows, strict=True)):
             short = wanted is None or wanted[number] >= worker.window
             for at in (self.now - 0.5, self.now):
-                worker.load = load(min(total, self.room), max(0, total - self.room), at=at)
+                worker.load = load(min(total, self.room), max(0, total - self.room), kv=self.kv, at=at)
                 window.look(self.share, had_waiting=short)
         return [worker.window for worker in self.workers]
 
@@ -62,12 +63,65 @@ def test_the_window_finds_what_the_engine_has_room_for_and_is_wanted_to_wait():
 def test_it_follows_when_there_is_less_room_and_when_there_is_more():
     engine = Engine(100)
     settled(engine, 10)
-    engine.room = 20
+    engine.room, engine.kv = 20, 0.9  # calls have become larger
     [window] = settled(engine, 3)
     assert 20 <= window <= 21
     engine.room = 60
     [window] = settled(engine, FAST_ROUNDS + 10)
     assert 60 <= window <= 62
+
+
+def test_an_engine_that_computes_long_prompts_has_the_room_that_it_has_shown():
+    engine = Engine(100)
+    settled(engine, 10, wanted=[30.0])  # and so many have run there
+    engine.room = 4  # all others stand behind one prompt
+    [window] = settled(engine, RAN_ROUNDS - 10)
+    assert window == 30
+    [window] = settled(engine, 20)  # a minute later that shows nothing any more
+    assert 4 <= window <= 6
+
+
+def test_while_one_call_more_is_tried_nothing_is_spared_and_a_queue_ends_it_at_once():
+    engine = Engine(16)
+    [window] = settled(engine, 10)
+    assert window == 16
+    assert not engine.windows[0].is_tried
+    worker, seen = engine.workers[0], engine.windows[0]
+    for _ in range(PROBE_ROUNDS):  # a tenant below its share has the spared slot, others wait
+        if worker.window == 17:
+            break
+        engine.now += 1
+        worker.in_flight = 16
+        for at in (engine.now - 0.5, engine.now):
+            worker.load = load(16, 0, at=at)
+            seen.look(1, had_waiting=True, spared=1)
+    assert worker.window == 17
+    assert seen.is_tried
+    assert settled(engine, 2) == [16]
+    assert not seen.is_tried
+    for _ in range(PROBE_ROUNDS + TRIED_ROUNDS):  # the next one: what waits in the engine comes and goes, and stands nowhere
+        was_tried = seen.is_tried
+        engine.now += 1
+        worker.in_flight = int(worker.window)
+        for at, ran in ((engine.now - 0.5, 16), (engine.now, 15)):
+            worker.load = load(ran, int(worker.window) - 16 if ran == 16 else 0, at=at)
+            seen.look(1, had_waiting=True)
+    assert was_tried
+    assert worker.window == 16
+    engine.room = 1000
+    while not seen.is_tried:
+        engine.looks()
+    assert [engine.looks() and seen.is_tried for _ in range(TRIED_ROUNDS)][-1] is False
+
+
+def test_more_calls_than_the_engine_has_shown_yet_give_it_no_more_room():
+    worker = a_worker()
+    window = Window(worker, queue(start_in_flight=100), 1)
+    worker.in_flight = 24  # of which one has come since the engine was asked
+    for at in (1.0, 2.0):
+        worker.load = load(16, 7, at=at)
+        window.look(1, had_waiting=True)
+    assert worker.window == 16
 
 
 def test_it_does_not_grow_while_nobody_waits_for_it():
