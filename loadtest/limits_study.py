@@ -28,14 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loadtest.bench.processes import free_port, last_lines
+
 PATIENCE_S = 60.0
 MODEL = "sim"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Redis:
@@ -106,7 +102,7 @@ def gateways(number: int, limits: dict[str, Any], *, fleet: Sequence[str] = ()) 
         wait_until(ready.exists)
         wait_until(lambda: ready.read_text().strip().endswith("}"))
         workers = [worker["url"] for worker in json.loads(ready.read_text())["workers"]]
-        ports, processes, key = [], [], ""
+        ports, processes, logs, key = [], [], [], ""
         for index in range(number):
             config = folder / f"gateway{index}.yaml"
             ports.append(free_port())
@@ -116,13 +112,19 @@ def gateways(number: int, limits: dict[str, Any], *, fleet: Sequence[str] = ()) 
                     [*_sluice(), "key", "new", "--config", str(config), "--tenant", "acme"], capture_output=True, check=True
                 )
                 key = made.stdout.decode().strip()
-            log = stack.enter_context((folder / f"gateway{index}.log").open("wb"))
+            logs.append(folder / f"gateway{index}.log")
+            log = stack.enter_context(logs[-1].open("wb"))
             process = subprocess.Popen([*_sluice(), "serve", "--config", str(config)], stdout=log, stderr=log)
             stack.callback(_end, process)
             processes.append(process)
         for port in ports:
             wait_until(lambda port=port: _is_ready(port))
-        yield Gateways(redis, key, ports, processes)
+        try:
+            yield Gateways(redis, key, ports, processes)
+        except BaseException:
+            for path in logs:  # which go with the folder
+                print(f"the end of {path.name}:\n{last_lines(path)}", file=sys.stderr)
+            raise
 
 
 def _sluice() -> list[str]:
