@@ -102,22 +102,26 @@ class Mirrors:
     def holders(self, hashes: Sequence[int]) -> list[tuple[int, int]]:
         """Who holds how many of a prompt's leading blocks: masks of workers and numbers of blocks, most blocks first.
 
-        A worker is in the masks of all that it holds: its first one counts.
+        A worker is in the masks of all that it holds: its first one counts. Who holds a block holds all before it, for they
+        are used after it and evicted later: so the ends are found by halving.
         """
         found: list[tuple[int, int]] = []
-        get = self._holders.get
-        before, num_blocks = -1, 0
-        for block in hashes:
-            mask = before & get(block, 0)
-            if mask != before:
-                if num_blocks:
-                    found.append((before, num_blocks))
-                before = mask
-                if not mask:
-                    break
-            num_blocks += 1
-        if num_blocks and before:
-            found.append((before, num_blocks))
+        get, num_blocks = self._holders.get, len(hashes)
+        mask, held = (get(hashes[0], 0) if hashes else 0), 0
+        while mask:  # who holds the block `held`; the first that not all of them hold is between it and `gone`
+            gone, at = num_blocks, num_blocks - 1
+            while gone - held > 1:
+                others = get(hashes[at], 0)
+                if others == mask or others & mask == mask:
+                    held = at
+                else:
+                    gone = at
+                at = (held + gone) // 2
+            found.append((mask, gone))
+            if gone == num_blocks:
+                break
+            mask &= get(hashes[gone], 0)
+            held = gone
         found.reverse()
         return found
 

@@ -13,7 +13,7 @@ Ravishankar 1998, of the first block that nobody holds): replicas of the gateway
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 from zlib import crc32
 
@@ -211,21 +211,23 @@ class PrefixAffinity(RoutingPolicy):
 
     def _contenders(
         self, candidates: Sequence[Worker], call: Call, holders: Sequence[tuple[int, int]]
-    ) -> Iterator[tuple[Worker, float]]:
+    ) -> list[tuple[Worker, float]]:
         """Some of the candidates that hold most of the prompt, each with what it would have to compute."""
         allowed = self._allowed_among(candidates)
         workers, prompt_tokens, num_bytes = self._mirrors.workers, prompt_tokens_of(call), call.prefix.num_bytes
-        seen, num_left = 0, MAX_HOLDERS
+        seen, found = 0, list[tuple[Worker, float]]()
         for mask, num_blocks in holders:
             tokens = prompt_tokens * (1.0 - covered_bytes(num_blocks) / num_bytes)
             mask &= ~seen
-            while mask and num_left:
+            seen |= mask
+            while mask:
                 bit = mask & -mask
                 mask ^= bit
-                seen |= bit
                 if (worker := workers[bit]) in allowed:
-                    num_left -= 1
-                    yield worker, tokens
+                    found.append((worker, tokens))
+                    if len(found) == MAX_HOLDERS:
+                        return found
+        return found
 
     def _allowed_among(self, candidates: Sequence[Worker]) -> Set[Worker]:
         """The candidates as a set; the pool hands out the same sequence until something changes."""
@@ -238,7 +240,10 @@ class PrefixAffinity(RoutingPolicy):
         num_known = holders[0][1] if holders else 0
         allowed = self._allowed_among(candidates)
         homes = self._homes_of(hashes[min(num_known, len(hashes) - 1)])
-        return next((worker for worker in homes if worker in allowed), None)
+        for worker in homes:
+            if worker in allowed:
+                return worker
+        return None
 
     def _homes_of(self, block: int) -> Sequence[Worker]:
         """The workers that a block would be sent to if all were equal, the first one first."""
