@@ -46,15 +46,14 @@ class Window:
         "_full_kv",
         "_full_running",
         "_had_waiting",
+        "_lately",
         "_most",
         "_num_samples",
         "_ran",
-        "_ran_lately",
         "_read_at",
         "_settings",
         "_size",
         "_stood",
-        "_tried",
         "_tried_rounds",
         "_was_refused",
         "_worker",
@@ -69,9 +68,8 @@ class Window:
         )
         self._full_kv = 0.0  # how full its cache was when the engine was full
         self._full_running = 0  # and how many calls it ran
-        self._ran_lately: deque[int] = deque(maxlen=RAN_ROUNDS)  # the most that it ran, by round
+        self._lately: deque[tuple[int, int]] = deque(maxlen=RAN_ROUNDS)  # by round: the most that it had, and that it ran
         self._tried_rounds = 0  # that are left of a try
-        self._tried = (0, 0)  # in its rounds so far: the most that the engine had and the most that it ran
         self._read_at = -inf
         # Of the round that goes on
         self._began_at = -inf
@@ -107,9 +105,11 @@ class Window:
         self._most = max(self._most, load.num_running + load.num_waiting_for_capacity)
         if load.read_at - self._began_at < ROUND_S or (self._num_samples < MIN_SAMPLES and self._began_at > -inf):
             return
-        self._ran_lately.append(self._ran)
+        self._lately.append((self._most, self._ran))
         if self._tried_rounds:
-            self._judge(share)
+            self._tried_rounds -= 1
+            if not self._tried_rounds and self._has_failed():
+                self._size -= share
         self._adapt(load, share)
         self._began_at, self._num_samples, self._stood, self._ran, self._most = load.read_at, 0, inf, 0, 0
         self._had_waiting = self._was_refused = False
@@ -130,7 +130,7 @@ class Window:
             total = load.num_running + load.num_waiting_for_capacity
             room = max(1, total - (self._stood - wanted))
             if load.kv_usage < self._settings.max_kv_usage / 2:
-                room = max(room, wanted + max(self._ran_lately))
+                room = max(room, wanted + max([ran for _, ran in self._lately]))
             # What we had there counts and not the window, which may have been too large to matter, or not there yet.
             self._size = max(min(1.0, self._worker.in_flight / total) * room, room * share / 2)
             self._note_full(load)
@@ -144,15 +144,13 @@ class Window:
                 self._size += self._size
             elif self._calm_rounds % PROBE_ROUNDS == 0:
                 self._size += share
-                self._tried_rounds, self._tried = TRIED_ROUNDS, (0, 0)
+                self._tried_rounds = TRIED_ROUNDS
         self._size = max(self._size, 1.0)
 
-    def _judge(self, share: float) -> None:
-        """A round of a try is over."""
-        most, ran = self._tried = max(self._tried[0], self._most), max(self._tried[1], self._ran)
-        self._tried_rounds -= 1
-        if not self._tried_rounds and ran <= self._full_running < most:
-            self._size -= share
+    def _has_failed(self) -> bool:
+        """Of the try that is over: the engine was given more than it ran when it was full, and did not run more."""
+        rounds = list(self._lately)[-TRIED_ROUNDS:]
+        return max([ran for _, ran in rounds]) <= self._full_running < max([most for most, _ in rounds])
 
     def _note_full(self, load: EngineLoad) -> None:
         self._calm_rounds, self._full_kv, self._full_running = 0, load.kv_usage, self._ran
