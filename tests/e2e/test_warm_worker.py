@@ -38,6 +38,15 @@ async def ask(running: gateway.RunningGateway, system: str, question: str) -> tu
     return head.header("x-sluice-worker") or "", usage["prompt_tokens_details"]["cached_tokens"]
 
 
+async def anything_goes_elsewhere(running: gateway.RunningGateway, *, than: str) -> bool:
+    """An unknown prompt goes to either worker, by a hash over their (random) ports: one of 30 surely to the other."""
+    for k in range(30):
+        worker, _ = await ask(running, f"{k} is how this log begins.", "How was the sea?")
+        if worker != than:
+            return True
+    return False
+
+
 async def test_a_prompt_goes_to_the_worker_that_has_computed_its_beginning(
     start_worker: StartWorker, chat_model: Path, tmp_path: Path
 ):
@@ -50,7 +59,6 @@ async def test_a_prompt_goes_to_the_worker_that_has_computed_its_beginning(
                 await ask(running, word, "Say hi.")
             cold, found = await ask(running, LONG, "How was the sea?")
             assert found == 0
-            others = [await ask(running, f"{k} {LONG}", "How was the sea?") for k in range(2)]
+            assert await anything_goes_elsewhere(running, than=cold)  # so what follows is not for want of another
             warm, found = await ask(running, LONG, "How was the sky, and was there wind?")
             assert warm == cold and found > 2500
-            assert {worker for worker, _ in others} != {cold}  # so it was not for want of another
