@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sluice.config import Route
 from sluice.errors import UpstreamError, WorkerRefused, WorkerTimeout
 from sluice.types import Call, Endpoint, Usage
-from sluice.upstream.connection import Answer
+from sluice.upstream.connection import Answer, Sink
 from sluice.upstream.connections import Sending
 from sluice.wire.events import EventStream, dialect_of
 from sluice.wire.replies import checked, rejection, usage_of_body
@@ -24,7 +24,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 RESUMED = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})  # whose streams are kept, to be continued when they break
 
 
-class Exchange:
+class Exchange(Sink):
     """A call in progress, from the first byte of the answer to the last: what goes down, and how it is going.
 
     A whole answer is in `body`. A stream has its first events in `first`; the rest comes through `pipe`. The rest of a stream
@@ -48,12 +48,12 @@ class Exchange:
         self.body = b""
         self.events = events
         self._splice = splice
-        self._feed: Callable[[bytes], bytes]
         self.first = b""
         self.last = b""  # what is left to write when `pipe` is done: the end of the stream, with the answer's own end behind it
         self._whole_usage: Usage | None = None
         # The stream, while it is piped
         self._write: Callable[[bytes], None]
+        self._write_chunk: Callable[[bytes], None] | None = None
         self._over: asyncio.Future[None]
         self._timer: asyncio.TimerHandle | None = None
         self._last_read = 0.0
@@ -94,17 +94,19 @@ class Exchange:
         finally:
             timer.cancel()
 
-    def pipe(self, write: Callable[[bytes], None]) -> asyncio.Future[None]:
+    def pipe(self, write: Callable[[bytes], None], write_chunk: Callable[[bytes], None] | None = None) -> asyncio.Future[None]:
         """Write the rest of the stream as it comes, from within the event loop's read; done when the stream is over.
 
-        Afterwards `events.broken` says whether it broke. `write` must not block and must not raise.
+        Afterwards `events.broken` says whether it broke. `write` must not block and must not raise; nor may `write_chunk`,
+        which is given what goes down as it came, where that is one whole HTTP chunk.
         """
         events = self.events
         assert events is not None
         self._write = write
+        self._write_chunk = write_chunk
         self._over = self._loop.create_future()
         self._last_read = self._loop.time()
-        self._sending.connection.pipe(self._sending.answer, self._on_data, self._on_end)
+        self._sending.connection.pipe(self._sending.answer, self)
         if events.ended:
             self._settle(events)
         else:
@@ -147,13 +149,12 @@ class Exchange:
             raise UpstreamError("The worker answered a stream with something else.")
         events = self.events or self._new_events()
         self.events = events
-        self._feed = events.feed if self._splice is None else self._feed_spliced
         while not self.first and not events.ended:
             data = await answer.some()
             if not data:
                 events.finish()
                 break
-            self.first = self._feed(data)
+            self.first = self._feed(events, data)
         if events.broken and not self.first:
             raise events.broken
         if events.done and events.num_events == 1 and self.call.endpoint in RESUMED:
@@ -170,31 +171,34 @@ class Exchange:
             max_kept_bytes=resume.max_bytes if resume.enabled and call.endpoint in RESUMED else 0,
         )
 
-    def _feed_spliced(self, data: bytes) -> bytes:
-        assert self.events is not None and self._splice is not None
+    def _feed(self, events: EventStream, data: bytes) -> bytes:
+        if self._splice is None:
+            return events.feed(data)
         try:
-            return self.events.feed(self._splice.feed(data))
+            return events.feed(self._splice.feed(data))
         except UpstreamError as exc:
-            self.events.fail(exc)
+            events.fail(exc)
             return b""
 
     def _out_of_patience(self, patience_s: float) -> None:
         self._sending.fail(WorkerTimeout(f"The worker did not answer within {patience_s:g} s."))
 
     # The stream's events, each from within a read or a timer of the event loop
-    def _on_data(self, data: bytes) -> None:
+    def take(self, data: bytes, chunk: bytes) -> None:
         self._last_read = self._loop.time()
         events = self.events
         assert events is not None
         if events.ended:
             return
-        out = self._feed(data)
+        out = self._feed(events, data)
         if events.ended:
             self._end(events, out)
+        elif chunk and out is data and self._write_chunk is not None:
+            self._write_chunk(chunk)
         elif out:
             self._write(out)
 
-    def _on_end(self) -> None:
+    def end(self) -> None:
         events = self.events
         assert events is not None
         if (error := self._sending.answer.error) is not None:

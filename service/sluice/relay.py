@@ -43,6 +43,7 @@ class Downstream(Protocol):
     is_gone: bool
     on_pause: Callable[[], None]
     on_resume: Callable[[], None]
+    write_chunk: Callable[[bytes], None] | None  # for one whole HTTP chunk; None where it cannot go down as it is
 
     @property
     def is_paused(self) -> bool: ...
@@ -125,7 +126,7 @@ class Relay:
         else:
             downstream.start(200, headers, first)
         if not events.broken:
-            await exchange.pipe(write)
+            await exchange.pipe(write, downstream.write_chunk if edit is None else None)
         last = exchange.last
         if events.broken:
             last = await self._resume(exchange, events, downstream, write)
@@ -271,6 +272,7 @@ class AsgiDownstream:
         self.is_paused = False
         self.on_pause: Callable[[], None] = _nothing
         self.on_resume: Callable[[], None] = _nothing
+        self.write_chunk: Callable[[bytes], None] | None = None
         self._receive = receive
         self._send = send
         self._extra = list(extra)

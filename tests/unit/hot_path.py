@@ -108,12 +108,14 @@ async def line(num_workers: int = 1, **settings: Any) -> AsyncIterator[tuple[Lin
 class Client:
     """The way to a client that a test plays: it notes what came, may leave, and may stop reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_chunks: bool = False) -> None:
         self.started = False
         self.is_gone = False
         self.is_paused = False
         self.on_pause: Callable[[], None] = _nothing
         self.on_resume: Callable[[], None] = _nothing
+        self.write_chunk = self._unframe if takes_chunks else None
+        self.num_chunks = 0  # of HTTP, that came as the worker framed them
         self._owner: asyncio.Task[Any] | None = None
         self._waiters: list[asyncio.Future[None]] = []
         # What came
@@ -148,6 +150,12 @@ class Client:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _unframe(self, chunk: bytes) -> None:
+        size, data = chunk.removesuffix(b"\r\n").split(b"\r\n", 1)
+        assert int(size, 16) == len(data)
+        self.num_chunks += 1
+        self.write(data)
 
     def finish(self, last: bytes = b"") -> None:
         assert self.started and not self.is_complete

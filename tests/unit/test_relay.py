@@ -114,6 +114,21 @@ async def test_a_stream_is_the_workers_bytes():
     assert outcome.first_event_s is not None and 0 < outcome.first_event_s <= outcome.duration_s
 
 
+@pytest.mark.parametrize(("model", "is_unchanged"), [("smollm2", True), ("alias", False)])
+async def test_what_goes_down_unchanged_keeps_the_chunks_it_came_in(model: str, is_unchanged: bool):
+    gates = {k: asyncio.Event() for k in range(1, 8)}
+    async with line() as (here, worker):
+        worker.on(CHAT, scripts.chat_stream(gates=gates))
+        client = Client(takes_chunks=True)
+        running = asyncio.create_task(relayed(here, client, here.call(stream=True)._replace(model=model)))
+        for k, gate in gates.items():
+            await client.read_until(b"data: ", times=k)
+            gate.set()
+        await running
+    assert client.body == b"".join(EVENTS).replace(b'"model":"smollm2"', b'"model":"%b"' % model.encode())
+    assert client.is_complete and (client.num_chunks > 1) == is_unchanged
+
+
 async def test_each_event_comes_when_it_is_sent():
     gates = {k: asyncio.Event() for k in range(1, 8)}
     async with line() as (here, worker):

@@ -20,6 +20,8 @@ MAX_CAPTURED_BYTES = 65_536
 class Captured:
     """A `Downstream` in front of another one, which does all the work."""
 
+    write_chunk: None = None
+
     def __init__(self, inner: Downstream) -> None:
         self._inner = inner
         self._kept = bytearray()

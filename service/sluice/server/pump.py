@@ -30,7 +30,8 @@ class Pump:
     """The way to one client; see `sluice.relay.Downstream` for the rules of use."""
 
     __slots__ = (
-        "_client", "_cycle", "_extra", "_is_chunked", "_owner", "_transport", "is_gone", "on_pause", "on_resume", "started",
+        "_client", "_cycle", "_extra", "_is_chunked", "_owner", "_transport", "is_gone", "on_pause", "on_resume",
+        "started", "write_chunk",
     )  # fmt: skip
 
     def __init__(self, client: Client, cycle: RequestResponseCycle) -> None:
@@ -38,6 +39,7 @@ class Pump:
         self.is_gone = False
         self.on_pause: Callable[[], None] = _nothing
         self.on_resume: Callable[[], None] = _nothing
+        self.write_chunk: Callable[[bytes], None] | None = None
         self._client = client
         self._cycle = cycle
         self._transport = client.transport
@@ -77,6 +79,7 @@ class Pump:
         self._owner = None
         self._cycle.scope.pop("extensions", None)  # scope, pump and cycle hold each other: leave no work for the collector
         self.on_pause = self.on_resume = _nothing
+        self.write_chunk = None
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         length = (b"content-length", b"%d" % len(body))
@@ -86,6 +89,7 @@ class Pump:
     def start(self, status: int, headers: Headers, first: bytes) -> None:
         self._is_chunked = self._cycle.scope["http_version"] == "1.1"
         if self._is_chunked:
+            self.write_chunk = self._pass
             framed = b"%x\r\n%b\r\n" % (len(first), first) if first else b""
             self._head(status, [*headers, (b"transfer-encoding", b"chunked")], framed)
         else:
@@ -96,6 +100,10 @@ class Pump:
         if self.is_gone or not data:  # an empty chunk would be the last one
             return
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
+
+    def _pass(self, chunk: bytes) -> None:
+        if not self.is_gone:
+            self._transport.write(chunk)
 
     def finish(self, last: bytes = b"") -> None:
         if not self.is_gone:

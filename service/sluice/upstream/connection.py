@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 import httptools
 
@@ -22,6 +23,20 @@ MAX_STATUS = 599
 MAX_HEAD_BYTES = 65_536
 MAX_BARE_BYTES = 4_194_304
 MAX_COPIED_BYTES = 65_536  # of a body, to be one write with its head
+
+
+def _size_lines(num_bytes: int) -> list[bytes | None]:
+    """How a read of so many bytes begins, up to that many, where it is one whole chunk; None: no chunk is so long."""
+    lines: list[bytes | None] = [None] * (num_bytes + 1)
+    for size in range(1, num_bytes):
+        line = b"%x\r\n" % size
+        if (length := len(line) + size + 2) <= num_bytes:
+            lines[length] = line
+    return lines
+
+
+MAX_CHUNK_BYTES: Final = 2048  # of those that are known without a parser
+SIZE_LINES: Final = _size_lines(MAX_CHUNK_BYTES)
 
 
 class Answer:
@@ -107,6 +122,17 @@ class Answer:
             self._waiter = None
 
 
+class Sink:
+    """Where the body of an answer goes read by read, and who is told of its end."""
+
+    def take(self, data: bytes, chunk: bytes) -> None:
+        """A read's part of the body. Where that came as one whole chunk, `chunk` is it with its frame, else empty."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        raise NotImplementedError
+
+
 class Connection(asyncio.Protocol):
     """One TCP or TLS connection. It is idle (`answer` is None), busy until its answer has ended, or closed."""
 
@@ -120,7 +146,8 @@ class Connection(asyncio.Protocol):
         self._outbox = outbox
         self._transport: asyncio.Transport | None = None
         # Where the body goes, once somebody takes it read by read
-        self._sink: Callable[[bytes], None] | None = None
+        self._sink: Sink | None = None
+        self._is_at_border = False  # between two chunks, and the last read was one whole chunk: the next may be too
         # The answer being parsed
         self._headers: list[tuple[bytes, bytes]] = []
         self._bare_bytes = 0  # in reads that brought no body
@@ -152,18 +179,18 @@ class Connection(asyncio.Protocol):
             self._outbox.write(self._transport, head + body)
         return self.answer
 
-    def pipe(self, answer: Answer, sink: Callable[[bytes], None], on_end: Callable[[], None]) -> None:
-        """Hand every further read to `sink` from within the event loop's read, and tell when the answer has ended.
+    def pipe(self, answer: Answer, sink: Sink) -> None:
+        """Hand every further read to `sink` from within the event loop's read, and tell it when the answer has ended.
 
         `answer` is the one that `send` returned; it may have ended by now.
         """
         if data := answer.gathered():
-            sink(data)
+            sink.take(data, b"")
         if answer.ended:
-            on_end()
+            sink.end()
         else:
             self._sink = sink
-            answer.on_end = on_end
+            answer.on_end = sink.end
 
     def pause(self) -> None:
         if self._transport is not None:
@@ -183,6 +210,13 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
+        sink = self._sink
+        if self._is_at_border and sink is not None and len(data) <= MAX_CHUNK_BYTES:
+            # One event in one chunk in one read, as vLLM sends them, passes the parser by: it stays where it is.
+            line = SIZE_LINES[len(data)]
+            if line is not None and data.startswith(line) and data.endswith(b"\r\n"):
+                sink.take(data[len(line) : -2], data)
+                return
         answer = self.answer
         if answer is None:
             self.abort()  # a worker that speaks unasked, or goes on after the end of its answer
@@ -192,13 +226,19 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail(answer, "The worker's answer is not HTTP.")
             return
+        self._is_at_border = False
         if self._body:
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
             self._body.clear()
-            if self._sink is not None:
-                self._sink(body)
-            else:
+            if sink is None:
                 answer.data(body)
+            elif data == b"%x\r\n%b\r\n" % (len(body), body):
+                # A worker can write what only looks so, inside of a chunk. It spoils its own answer with that: what goes down
+                # was looked at all the same, and the connection is given up when its end is not found.
+                self._is_at_border = True
+                sink.take(body, data)
+            else:
+                sink.take(body, b"")
         elif not self.is_complete:
             self._bare_bytes += len(data)
             if self._bare_bytes > (MAX_BARE_BYTES if answer.status else MAX_HEAD_BYTES):
@@ -251,4 +291,5 @@ class Connection(asyncio.Protocol):
 
     def _end(self, answer: Answer, error: GatewayError | None = None) -> None:
         self.answer = self._sink = None
+        self._is_at_border = False
         answer.end(error)

@@ -17,6 +17,7 @@ class Way:
         self.started = self.is_gone = self.is_paused = self.is_left = False
         self.on_pause: Callable[[], None] = lambda: None
         self.on_resume: Callable[[], None] = lambda: None
+        self.write_chunk: Callable[[bytes], None] | None = self.write  # which what is captured must not pass by
         self.sent: list[Any] = []
 
     async def __aenter__(self) -> Self:
@@ -57,6 +58,7 @@ async def test_of_a_stream_its_text_is_kept_and_every_byte_goes_down():
     assert way.sent == [200, [], *pieces] and way.is_left
     assert paused == ["pause", "resume"] * 2
     assert captured.started and not captured.is_gone and not captured.is_paused
+    assert captured.write_chunk is None  # nothing passes it by
 
 
 async def test_a_whole_answer_is_kept_as_it_is():

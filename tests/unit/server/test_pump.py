@@ -109,6 +109,24 @@ async def test_the_last_bytes_of_a_stream_go_down_with_its_end_in_one_write():
     assert (await sent(old, ends)).endswith(b"\r\n\r\nonetwo")
 
 
+async def test_a_chunk_goes_down_as_it_came_where_the_answer_is_chunked():
+    def passes(pump: Pump) -> None:
+        assert pump.write_chunk is None
+        pump.start(200, HEADERS, b"one")
+        assert pump.write_chunk is not None
+        pump.write_chunk(b"3\r\ntwo\r\n")
+        pump.is_gone = True
+        pump.write_chunk(b"5\r\nthree\r\n")
+
+    assert (await sent(Client(), passes)).endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n")
+
+    def cannot(pump: Pump) -> None:
+        pump.start(200, HEADERS, b"one")
+        assert pump.write_chunk is None
+
+    assert (await sent(Client(http_version="1.0", keep_alive=False), cannot)).endswith(b"\r\n\r\none")
+
+
 async def test_a_stream_may_begin_with_nothing():
     def early(pump: Pump) -> None:
         pump.start(200, HEADERS, b"")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sluice.errors import GatewayError, UpstreamError, WorkerRefused, WorkerTimeout
 from sluice.outbox import Outbox
-from sluice.upstream.connection import MAX_BARE_BYTES, MAX_HEAD_BYTES, Answer, Connection
+from sluice.upstream.connection import MAX_BARE_BYTES, MAX_HEAD_BYTES, Answer, Connection, Sink
 from tests.unit.hot_path import PATIENCE_S
 from tests.unit.upstream.transport import Transport
 
@@ -172,6 +172,25 @@ async def test_what_is_no_http_is_the_end_of_the_connection(data):
     assert repr(upstream.connection) == "<Connection closed, 0 answers>"
 
 
+class KeepingSink(Sink):
+    """Keeps what it is given by an answer, from the beginning on."""
+
+    def __init__(self, upstream: Upstream, answer: Answer | None = None) -> None:
+        self.seen: list[bytes] = []
+        self.chunks: list[bytes] = []
+        self.errors: list[GatewayError | None] = []
+        self._answer = answer or upstream.answer
+        upstream.connection.pipe(self._answer, self)
+
+    def take(self, data: bytes, chunk: bytes) -> None:
+        self.seen.append(data)
+        self.chunks.append(chunk)
+
+    def end(self) -> None:
+        self.seen.append(b"end")
+        self.errors.append(self._answer.error)
+
+
 PIECES = st.sampled_from(
     [HEAD, CHUNKED_HEAD, b"hello", b"5\r\nhello\r\n", b"0\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b"\r\n"]
 )
@@ -180,14 +199,13 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES | st.binary(max_size=30), max_size=8))
 async def test_whatever_a_worker_sends_its_answer_ends_once_and_never_in_an_exception(reads):
     upstream = Upstream()
-    ends = []
-    upstream.connection.pipe(upstream.answer, lambda data: None, lambda: ends.append(upstream.answer.error))
+    sink = KeepingSink(upstream)
     for data in reads:
         if not upstream.transport.is_aborted:
             upstream.feed(data)
     was_whole = upstream.connection.is_reusable
     upstream.connection.connection_lost(None)
-    assert len(ends) == 1 and upstream.answer.ended
+    assert len(sink.errors) == 1 and upstream.answer.ended
     assert not was_whole or upstream.answer.error is None
 
 
@@ -348,8 +366,7 @@ async def test_a_body_that_outgrows_its_limit_is_not_waited_for():
 async def test_a_pipe_gets_what_was_gathered_and_then_each_read_at_once():
     upstream = Upstream()
     upstream.feed(CHUNKED_HEAD + b"1\r\na\r\n")
-    seen: list[bytes] = []
-    upstream.connection.pipe(upstream.answer, seen.append, lambda: seen.append(b"end"))
+    seen = KeepingSink(upstream).seen
     assert seen == [b"a"]
     upstream.feed(b"1\r\nb\r\n1\r\nc\r\n", b"1\r\nd\r\n0\r\n\r\n")
     assert seen == [b"a", b"bc", b"d", b"end"]
@@ -365,8 +382,7 @@ async def test_the_pipe_of_an_answer_that_has_ended_ends_at_once():
     upstream.feed(WHOLE)
     answer = upstream.answer
     upstream.send()  # its connection has another one by now
-    seen: list[bytes] = []
-    upstream.connection.pipe(answer, seen.append, lambda: seen.append(b"end"))
+    seen = KeepingSink(upstream, answer).seen
     upstream.feed(WHOLE)
     assert seen == [b"hello", b"end"]
 
@@ -374,10 +390,80 @@ async def test_the_pipe_of_an_answer_that_has_ended_ends_at_once():
 async def test_a_pipe_is_told_of_the_loss():
     upstream = Upstream()
     upstream.feed(CHUNKED_HEAD)
-    ends: list[GatewayError | None] = []
-    upstream.connection.pipe(upstream.answer, lambda data: None, lambda: ends.append(upstream.answer.error))
+    sink = KeepingSink(upstream)
     upstream.connection.connection_lost(None)
-    assert [type(error) for error in ends] == [UpstreamError]
+    assert [type(error) for error in sink.errors] == [UpstreamError]
+
+
+def framed(body: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+@pytest.mark.parametrize("length", [1, 9, 10, 15, 16, 250, 255, 256, 2042, 2043, 2044, 5000])
+async def test_a_read_that_is_one_whole_chunk_is_handed_on_with_its_frame(length: int):
+    upstream = Upstream()
+    upstream.feed(CHUNKED_HEAD)
+    sink = KeepingSink(upstream)
+    bodies = [bytes([letter]) * length for letter in b"abc"]
+    for body in bodies:
+        upstream.feed(framed(body))
+    assert sink.seen == bodies and sink.chunks == [framed(body) for body in bodies]
+    upstream.feed(b"0\r\n\r\n")
+    assert sink.seen[-1] == b"end" and upstream.connection.is_reusable
+
+    upstream.send()  # and the parser is where it should be
+    upstream.feed(WHOLE)
+    assert await whole(upstream) == (200, b"hello")
+
+
+@pytest.mark.parametrize(
+    ("reads", "body"),
+    [
+        ((b"3\r\nabc\r\n3\r\ndef\r\n",), b"abcdef"),
+        ((b"3\r\nabc", b"\r\n"), b"abc"),
+        ((b"3\r\na", b"bc\r\n"), b"abc"),
+        ((b"1", b"0\r\nabcdefghijklmnop\r\n"), b"abcdefghijklmnop"),
+        ((b"3;x=1\r\nabc\r\n",), b"abc"),
+        ((b"03\r\nabc\r\n",), b"abc"),
+        ((b"A\r\nabcdefghij\r\n",), b"abcdefghij"),
+        ((b"e\r\nab\r\n", b"1\r\nx\r\n1234\r\n"), b"ab\r\n1\r\nx\r\n1234"),  # what looks like a chunk in a chunk
+    ],
+)
+async def test_reads_that_are_not_one_chunk_of_the_usual_form_are_parsed(reads: tuple[bytes, ...], body: bytes):
+    upstream = Upstream()
+    upstream.feed(CHUNKED_HEAD)
+    sink = KeepingSink(upstream)
+    for plain in (b"first", b"second"):  # from here on chunks pass the parser by
+        upstream.feed(framed(plain))
+    upstream.feed(*reads)
+    assert b"".join(sink.seen) == b"firstsecond" + body
+    assert b"".join(sink.chunks) == framed(b"first") + framed(b"second")
+    upstream.feed(framed(b"last"))
+    assert (sink.seen[-1], sink.chunks[-1]) == (b"last", framed(b"last"))
+    upstream.feed(b"0\r\n\r\n")
+    assert sink.seen[-1] == b"end" and upstream.connection.is_reusable
+
+
+async def test_a_body_of_known_length_has_no_chunks_whatever_it_looks_like():
+    upstream = Upstream()
+    upstream.feed(b"HTTP/1.1 200 OK\r\ncontent-length: 24\r\n\r\n")
+    sink = KeepingSink(upstream)
+    upstream.feed(*[framed(b"abc")] * 3)
+    assert sink.seen == [framed(b"abc")] * 3 + [b"end"] and sink.chunks == [b""] * 3
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), st.lists(st.integers(1, 60), max_size=20))
+async def test_however_chunks_are_cut_into_reads_the_body_is_the_same(bodies: list[bytes], cuts: list[int]):
+    upstream = Upstream()
+    upstream.feed(CHUNKED_HEAD)
+    sink = KeepingSink(upstream)
+    data = b"".join(framed(body) for body in bodies) + b"0\r\n\r\n"
+    for cut in cuts:
+        if len(data) > cut:
+            upstream.feed(data[:cut])
+            data = data[cut:]
+    upstream.feed(data)
+    assert b"".join(sink.seen) == b"".join(bodies) + b"end" and sink.errors == [None]
 
 
 async def test_pause_and_resume_reach_the_socket():
