@@ -35,8 +35,15 @@ def run(directory: Path, size: Size, names: list[str], policy: str | None = None
     oracle = Oracle()
     results = []
     with fleet(directory, *options) as workers, gateway(directory, routes(workers, **settings)) as ours:
-        for name in names:
+        for number, name in enumerate(names, 1):
+            print(f"{number}/{len(names)} {name}", file=sys.stderr, flush=True)
             results.append(asyncio.run(SCENARIOS[name](Scene(workers, ours, oracle, size))))
+            tally = results[-1].tally
+            print(
+                f"  {tally.num_answers} answers, {tally.num_failed} failed, {tally.num_wrong} wrong",
+                file=sys.stderr,
+                flush=True,
+            )
     return results
 
 
