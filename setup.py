@@ -18,7 +18,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 # What each call passes through.
 COMPILED = """
-    types asgi outbox middleware directory keys attempt exchange relay pool worker backlog ejection retry_budget
+    types asgi outbox timers middleware directory keys attempt exchange relay pool worker backlog ejection retry_budget
     prefix metrics gateway/exchanging gateway/served
     api/access api/bodies api/calls api/openai api/steering
     admission/entry admission/route admission/fair_queue admission/window admission/drain admission/shedding

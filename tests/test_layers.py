@@ -17,7 +17,7 @@ MAX_LINES = 400
 
 # Each module of service/sluice, or the folder that it is in, has its layer here.
 LAYERS = {
-    **dict.fromkeys(["__init__", "asgi", "types", "errors", "yaml_lines", "config", "prefix", "outbox"], GROUND),
+    **dict.fromkeys(["__init__", "asgi", "types", "errors", "yaml_lines", "config", "prefix", "outbox", "timers"], GROUND),
     **dict.fromkeys(["access_log", "keys_file", "loading", "metrics", "response_ids", "tracing", "upstream", "wire"], 1),
     **dict.fromkeys(["backlog", "ejection", "ledger_file"], 1),
     "discovery": 3,

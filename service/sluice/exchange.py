@@ -44,6 +44,7 @@ class Exchange(Sink):
         self._sending = sending
         self._loop = asyncio.get_running_loop()
         # The answer
+        self._patience_s = 0.0
         self.content_type = ""
         self.body = b""
         self.events = events
@@ -81,9 +82,9 @@ class Exchange(Sink):
         due = self._loop.time() + patience_s
         if due > call.deadline:
             due, patience_s = call.deadline, call.allowed_s
-        timer = self._loop.call_at(due, self._out_of_patience, patience_s)
+        self._patience_s = patience_s
         try:
-            answer = await self._sending.head()
+            answer = await self._sending.head(due, self._out_of_patience)
             self.content_type = answer.headers.get("content-type", "")
             if answer.status != 200:
                 raise rejection(answer.status, await answer.read(MAX_ERROR_BYTES), call.path)
@@ -92,7 +93,7 @@ class Exchange(Sink):
             else:
                 self._take_whole(await answer.read(MAX_REPLY_BYTES))
         finally:
-            timer.cancel()
+            self._sending.be_patient()
 
     def pipe(self, write: Callable[[bytes], None], write_chunk: Callable[[bytes], None] | None = None) -> asyncio.Future[None]:
         """Write the rest of the stream as it comes, from within the event loop's read; done when the stream is over.
@@ -180,8 +181,8 @@ class Exchange(Sink):
             events.fail(exc)
             return b""
 
-    def _out_of_patience(self, patience_s: float) -> None:
-        self._sending.fail(WorkerTimeout(f"The worker did not answer within {patience_s:g} s."))
+    def _out_of_patience(self) -> None:
+        self._sending.fail(WorkerTimeout(f"The worker did not answer within {self._patience_s:g} s."))
 
     # The stream's events, each from within a read or a timer of the event loop
     def take(self, data: bytes, chunk: bytes) -> None:

@@ -145,7 +145,7 @@ class Edge:
     def _line(self, visit: Visit) -> dict[str, Any]:
         """Never the key, the prompt or the answer."""
         line: dict[str, Any] = {
-            "time": round(self._wall_clock(), 3),
+            "time": int(self._wall_clock() * 1000) / 1000,
             "id": visit.id,
             "method": visit.scope["method"],
             "path": visit.scope["path"][:256],
@@ -162,10 +162,10 @@ class Edge:
             line["trace"] = visit.trace.id
         outcome = visit.outcome
         if outcome is None:
-            line["duration_ms"] = round((self._clock() - visit.started_at) * 1000, 3)
+            line["duration_ms"] = _ms(self._clock() - visit.started_at)
             return line
         line["status"] = outcome.status
-        line["duration_ms"] = round(outcome.duration_s * 1000, 3)
+        line["duration_ms"] = _ms(outcome.duration_s)
         if outcome.source is not None:
             line["source"], line["code"] = outcome.source, outcome.code
         if outcome.worker is not None:
@@ -176,9 +176,9 @@ class Edge:
             line["prompt_tokens"], line["completion_tokens"] = usage.prompt_tokens, usage.completion_tokens
             line["cached_tokens"], line["exact"] = usage.cached_tokens, usage.exact
         if outcome.queued_s:
-            line["queued_ms"] = round(outcome.queued_s * 1000, 3)
+            line["queued_ms"] = _ms(outcome.queued_s)
         if outcome.first_event_s is not None:
-            line["first_event_ms"] = round(outcome.first_event_s * 1000, 3)
+            line["first_event_ms"] = _ms(outcome.first_event_s)
         return line
 
 
@@ -188,6 +188,11 @@ def plain_path(path: str) -> str:
     while path.startswith("/v1/v1/"):
         path = path[3:]
     return path
+
+
+def _ms(seconds: float) -> float:
+    """To the microsecond; `round` does it by way of a string, at ten times the cost."""
+    return int(seconds * 1e6 + 0.5) / 1000
 
 
 def _is_preflight(visit: Visit) -> bool:

@@ -7,6 +7,7 @@ asked tokenises what it is to continue. A worker that lies or fails here is one 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import NamedTuple
 
 from sluice.errors import WorkerTimeout
@@ -73,7 +74,7 @@ class Rest:
             num_given=num_prompt + num_made,
             overlap=overlap,
         )
-        return Request(call._replace(path=path, body=body), splice)
+        return Request(replace(call, path=path, body=body), splice)
 
     async def _tokenize_prompt(self, worker: Worker) -> Tokens:
         if (ids := self._continuation.prompt_ids) is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -73,11 +74,11 @@ async def test_some_calls_stay(why):
         here.workers[0].judge(is_healthy=False)
         call = here.call()
         if why == "pinned":
-            call = call._replace(pinned_worker=one.url)
+            call = replace(call, pinned_worker=one.url)
         elif why == "stamped":
-            call = call._replace(stamp=lambda url: b"{}")
+            call = replace(call, stamp=lambda url: b"{}")
         else:
-            call = call._replace(body=(orjson.dumps({"model": "smollm2", "messages": []}), b" " * MAX_REREAD_BYTES))
+            call = replace(call, body=(orjson.dumps({"model": "smollm2", "messages": []}), b" " * MAX_REREAD_BYTES))
         with pytest.raises(WorkerUnavailable):
             await answer(gateway, call)
         assert not other.requests

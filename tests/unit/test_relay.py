@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -120,7 +121,7 @@ async def test_what_goes_down_unchanged_keeps_the_chunks_it_came_in(model: str, 
     async with line() as (here, worker):
         worker.on(CHAT, scripts.chat_stream(gates=gates))
         client = Client(takes_chunks=True)
-        running = asyncio.create_task(relayed(here, client, here.call(stream=True)._replace(model=model)))
+        running = asyncio.create_task(relayed(here, client, replace(here.call(stream=True), model=model)))
         for k, gate in gates.items():
             await client.read_until(b"data: ", times=k)
             gate.set()

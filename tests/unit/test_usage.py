@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def rows(folder: Path) -> list[sqlite3.Row]:
 def test_a_row_says_who_where_what_and_how_long_and_nothing_of_what_was_said(tmp_path: Path, clock: Clock):
     with keeping(tmp_path, clock) as ledger:
         ended = outcome(tokens_wasted=7, queued_s=0.1, first_event_s=0.2, code="client_left")
-        ledger.call_ended(call(user="ada"), ended._replace(status=499))
+        ledger.call_ended(call(user="ada"), replace(ended, status=499))
 
     [row] = rows(tmp_path)
     assert dict(row) == {
@@ -156,7 +157,7 @@ def test_sums_are_told_by_group_over_all_replicas(tmp_path: Path, clock: Clock):
     with keeping(tmp_path, clock) as one, keeping(tmp_path, clock, "two") as two:
         one.call_ended(call(), outcome(10, 5))
         one.call_ended(call("globex", "k2"), outcome(1, 1, exact=False))
-        two.call_ended(call(route="phi"), outcome(20, 6, exact=False, tokens_wasted=3)._replace(status=502))
+        two.call_ended(call(route="phi"), replace(outcome(20, 6, exact=False, tokens_wasted=3), status=502))
 
     by_tenant = report(tmp_path, by=["tenant"], **NOVEMBER)
     assert by_tenant.replicas == ["one", "two"]

@@ -145,13 +145,13 @@ class FairQueue:
             self._weights.clear()
         tenant.idle_rounds = 0
         if not tenant.waiting_cost:
-            tenant.lift(_level(self._tenants.values(), self._level))
+            tenant.lift(self._level if not self._num_waiting else _level(self._tenants.values(), self._level))
         person = tenant.people.get(place.call.user)
         if person is None:
             person = tenant.people[place.call.user] = Person()
         person.idle_rounds = 0
         if not person.waiting_cost:
-            person.lift(_level(tenant.people.values(), tenant.level))
+            person.lift(tenant.level if not tenant.num_waiting else _level(tenant.people.values(), tenant.level))
         place.tenant, place.person = tenant, person
 
     def wait(self, place: Place) -> None:
@@ -313,7 +313,11 @@ def _level(accounts: Iterable[Account], last: float) -> float:
 
     What calls did not take after all is given back, which brings those who wait below who was served last.
     """
-    return min((account.tag for account in accounts if account.waiting_cost and account.tag < last), default=last)
+    level = last
+    for account in accounts:
+        if account.waiting_cost and account.tag < level:
+            level = account.tag
+    return level
 
 
 def _order(place: Place) -> tuple[int, float, int]:

@@ -46,15 +46,19 @@ class Stored:
     action: str
 
 
-@dataclass(frozen=True, slots=True)
 class Aim:
     """Where a request goes: its route, the one worker that can answer it, and the id that its response shall have."""
 
-    target: Target
-    pinned_worker: str | None
-    response_id: str | None
-    deadline: float
-    how: dict[str, Any]  # it is made ready for a worker: what `prepare` is given
+    __slots__ = ("deadline", "how", "pinned_worker", "response_id", "target")
+
+    def __init__(
+        self, target: Target, pinned_worker: str | None, response_id: str | None, deadline: float, how: dict[str, Any]
+    ) -> None:
+        self.target = target
+        self.pinned_worker = pinned_worker
+        self.response_id = response_id
+        self.deadline = deadline
+        self.how = how  # it is made ready for a worker: what `prepare` is given
 
 
 class CallMaker:

@@ -7,7 +7,7 @@ request, also where it is a default, and can do nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sluice.errors import BadRequest
 from sluice.limits.estimate import RouteEstimate
@@ -39,13 +39,13 @@ def bound(hook: Hook | None, call: Call, ask: Ask, headers: Mapping[bytes, bytes
     if switch is not None and switch.lower() != b"off":
         raise BadRequest("The header X-Retrieval can only be off; ask by `retrieval` or a file_search tool.")
     if switch is not None:
-        return call._replace(ground=_skipping(ask, binding))
+        return replace(call, ground=_skipping(ask, binding))
     if hook is None:
         param = "retrieval" if ask.member is not None else "tools"
         raise BadRequest("Retrieval is not configured on this gateway.", param=param)
     wish = wish_of(ask, hook.default(call.route, call.tenant))
     if wish is None or not ask.slot:
-        return call._replace(ground=_skipping(ask, binding))
+        return replace(call, ground=_skipping(ask, binding))
     found = hook
 
     async def ground(call: Call) -> tuple[Call, Grounding]:
@@ -53,7 +53,7 @@ def bound(hook: Hook | None, call: Call, ask: Ask, headers: Mapping[bytes, bytes
         return filled(call, ask, given.prompt, binding), found.grounded(call, given, wish)
 
     most = call.prompt_tokens + wish.max_context_tokens  # what limits reserve, until it is known
-    return call._replace(ground=ground, prompt_tokens=most)
+    return replace(call, ground=ground, prompt_tokens=most)
 
 
 def _skipping(ask: Ask, binding: Binding) -> Ground:
@@ -68,7 +68,8 @@ def filled(call: Call, ask: Ask, prompt: str, binding: Binding) -> Call:
     body = _replaced(call.body, ask.slot, ask.filler(prompt)) if ask.slot else call.body
     ascii_, cjk, other = classes_of(prompt)
     size = call.size._replace(ascii=call.size.ascii + ascii_, cjk=call.size.cjk + cjk, other=call.size.other + other)
-    return call._replace(
+    return replace(
+        call,
         body=body,
         stamp=None if binding.stamp is None else binding.stamp(body),
         size=size,

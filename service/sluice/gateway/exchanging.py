@@ -7,6 +7,7 @@ error and a client that leaves go out by the same way.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 
 from sluice.admission.entry import Entry, Standing
 from sluice.asgi import Headers
@@ -171,7 +172,7 @@ class Exchanging:
         body = with_model(call.body, other.served_model)
         if body is None:
             return False
-        self._served, self._call, self.fell_back = other, call._replace(body=body, adapter=None), True
+        self._served, self._call, self.fell_back = other, replace(call, body=body, adapter=None), True
         return True
 
     def _leave(self, error: BaseException | None = None) -> None:
@@ -202,7 +203,7 @@ class Exchanging:
     def _gpu_ms(self, step_ms: float) -> float:
         """Its part of these steps: they worked on as many calls as were there, in the mean of when it came and went."""
         batch = (self._batch + (self.worker.in_flight if self.worker is not None else 1)) / 2
-        return round(step_ms / max(1.0, batch), 3)
+        return int(step_ms / max(1.0, batch) * 1000 + 0.5) / 1000
 
     def _close_attempt(self) -> None:
         attempt, self._attempt = self._attempt, None

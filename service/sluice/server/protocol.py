@@ -26,6 +26,7 @@ from sluice.config import ClientTimeouts
 from sluice.errors import BadRequest, GatewayError, HeadTooLarge, Overloaded
 from sluice.outbox import Outbox
 from sluice.server.pump import Pump
+from sluice.timers import LazyTimer
 
 MAX_HEAD_BYTES = 65_536
 MAX_PIPELINED = 100
@@ -66,18 +67,19 @@ class Protocol(HttpToolsProtocol):
         self._awaits_head = True
         self._head_bytes = 0
         self._num_read = 0
-        self._read_timer: asyncio.TimerHandle | None = None  # for a head, or for what comes after the last answer
+        self._read_timer = LazyTimer(self.loop)  # for a head, or for what comes after the last answer
         self._is_deaf = False  # nothing that comes from here on is a request
         self._is_draining = False  # the next request is the last one
         # What is written
-        self._stall_timer: asyncio.TimerHandle | None = None
+        self._stall_timer = LazyTimer(self.loop)
         self._is_held = False  # the next answer waits until the client has read the one before
+        self._idle_timer = LazyTimer(self.loop)  # between requests
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         num_too_many = len(self.connections) - self._max_connections
         if num_too_many <= 0:
-            self._read_timer = self.loop.call_later(self._timeouts.header_s, self._head_is_late)
+            self._read_timer.set(self.loop.time() + self._timeouts.header_s, self._head_is_late)
         elif num_too_many <= MAX_REFUSED_CONNECTIONS:
             self._refuse(Overloaded("Too many connections; try again in a moment."))
         else:
@@ -85,8 +87,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_deaf = True
-        self._head_is_done()
-        self._calm()
+        for timer in (self._read_timer, self._stall_timer, self._idle_timer):
+            timer.close()
         super().connection_lost(exc)
         if self.pump is not None:
             self.pump.gone()
@@ -95,7 +97,7 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             return
-        self._unset_keepalive_if_required()
+        self._idle_timer.unset()
         self._num_read = len(data)
         try:
             self._feed(data)
@@ -106,8 +108,8 @@ class Protocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse_head()
-            elif self._awaits_head and self._read_timer is None:
-                self._read_timer = self.loop.call_later(self._timeouts.header_s, self._head_is_late)
+            elif self._awaits_head and not self._read_timer.is_set:
+                self._read_timer.set(self.loop.time() + self._timeouts.header_s, self._head_is_late)
 
     def _feed(self, data: bytes) -> None:
         while True:
@@ -164,12 +166,9 @@ class Protocol(HttpToolsProtocol):
 
     def _head_is_done(self) -> None:
         self._awaits_head = False
-        if self._read_timer is not None:
-            self._read_timer.cancel()
-            self._read_timer = None
+        self._read_timer.unset()
 
     def _head_is_late(self) -> None:
-        self._read_timer = None
         if self._ends_after_answers():
             return
         self.transport.abort()
@@ -177,23 +176,18 @@ class Protocol(HttpToolsProtocol):
     # What the client reads
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall_timer = self.loop.call_later(self._timeouts.write_stall_s, self.transport.abort)
+        self._stall_timer.set(self.loop.time() + self._timeouts.write_stall_s, self.transport.abort)
         if self.pump is not None:
             self.pump.on_pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._calm()
+        self._stall_timer.unset()
         if self.pump is not None:
             self.pump.on_resume()
         if self._is_held:
             self._is_held = False
             self._next()
-
-    def _calm(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
 
     # How requests and connections end
     def on_response_complete(self) -> None:
@@ -211,13 +205,16 @@ class Protocol(HttpToolsProtocol):
             self._next()
 
     def _next(self) -> None:
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
+            else:
+                self._idle_timer.set(self.loop.time() + self.timeout_keep_alive, self._close)
         if self.cycle.response_complete and not self._awaits_head:
             self._awaits_head = True
             self._head_bytes = 0
-
-    def timeout_keep_alive_handler(self) -> None:
-        self._close()
 
     def shutdown(self) -> None:
         """The server stops: answers that run come to their end, and the connection with them.
@@ -230,9 +227,7 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is not None or self._is_deaf:
             super().shutdown()
             return
-        if self._read_timer is not None:
-            self._read_timer.cancel()
-        self._read_timer = self.loop.call_later(min(FRESH_S, self._timeouts.header_s), self._close)
+        self._read_timer.set(self.loop.time() + min(FRESH_S, self._timeouts.header_s), self._close)
 
     def _ends_after_answers(self) -> bool:
         """Whether whole requests are waiting for their answers: then they get them, and the connection ends."""
@@ -285,7 +280,7 @@ class Protocol(HttpToolsProtocol):
         self.flow.resume_reading()
         with suppress(OSError):  # the client has just reset the connection; we shall be told
             self.transport.write_eof()
-        self._read_timer = self.loop.call_later(min(LINGER_S, self._timeouts.body_idle_s), self._close)
+        self._read_timer.set(self.loop.time() + min(LINGER_S, self._timeouts.body_idle_s), self._close)
 
     def _close(self) -> None:
         """Close once the client has taken what is written, for which it has as long as ever."""
@@ -293,5 +288,5 @@ class Protocol(HttpToolsProtocol):
         self.outbox.flush()
         self.transport.close()
         is_lost = self.parser is None
-        if not is_lost and self._stall_timer is None and self.transport.get_write_buffer_size():
-            self._stall_timer = self.loop.call_later(self._timeouts.write_stall_s, self.transport.abort)
+        if not is_lost and not self._stall_timer.is_set and self.transport.get_write_buffer_size():
+            self._stall_timer.set(self.loop.time() + self._timeouts.write_stall_s, self.transport.abort)

@@ -16,6 +16,7 @@ import httptools
 
 from sluice.errors import GatewayError, UpstreamError, WorkerRefused
 from sluice.outbox import Outbox
+from sluice.timers import LazyTimer
 from sluice.types import Body
 
 MAX_STATUS = 599
@@ -140,6 +141,7 @@ class Connection(asyncio.Protocol):
         self.answer: Answer | None = None
         self.idle_since = 0.0
         self.num_answers = 0
+        self.patience = LazyTimer(loop)  # of who waits for an answer
         self.is_reusable = False  # the last answer ended cleanly and the worker keeps the connection
         self._loop = loop
         self._on_lost = on_lost
@@ -252,6 +254,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self.patience.close()
         self._on_lost(self)
         answer = self.answer
         if answer is None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -165,12 +167,14 @@ class Sending:
     def close(self) -> None:
         self._connections.give_back(self.connection, self._loop)
 
-    async def head(self) -> Answer:
-        """Wait for the status and headers of the answer.
+    async def head(self, due: float = inf, late: Callable[[], None] | None = None) -> Answer:
+        """Wait for the status and headers of the answer. `late` is called at `due`, and may `fail` this, until `be_patient`.
 
         Raises `WorkerRefused` where the worker hangs up before it answers anything (a reused connection is tried once more
         on a new one: the worker may have closed it while it was idle), else the error that came instead.
         """
+        if late is not None:
+            self.connection.patience.set(due, late)
         try:
             await self.answer.has_head()
         except WorkerRefused:
@@ -178,11 +182,19 @@ class Sending:
                 raise
             self._is_reused = False
             self.connection = await self._connections.connect(self._loop)
+            if late is not None:
+                if self._loop.time() >= due:
+                    late()
+                self.connection.patience.set(due, late)
             if self._failure is not None:
                 raise self._failure from None
             self.answer = self.connection.send(self._head, self._body)
             await self.answer.has_head()
         return self.answer
+
+    def be_patient(self) -> None:
+        """What was waited for is there, or is not wanted any more."""
+        self.connection.patience.unset()
 
     def fail(self, error: GatewayError) -> None:
         """Give up waiting, for a reason of the caller's: `error` is what comes instead of the answer."""

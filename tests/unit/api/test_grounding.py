@@ -1,6 +1,7 @@
 """What depends on a call's body follows it when its sources are put in: size, estimate, prefix, stamp, pieces."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -51,7 +52,7 @@ def test_a_body_in_pieces_is_filled_too(cut_at: int | None):
     if cut_at is not None:
         pieces = (call.body[:cut_at], call.body[cut_at:])
 
-    found = filled(call._replace(body=pieces), ask, BLOCK, BINDING)
+    found = filled(replace(call, body=pieces), ask, BLOCK, BINDING)
 
     assert isinstance(found.body, tuple)
     assert orjson.loads(b"".join(found.body))["messages"][1]["content"] == BLOCK + "port?"

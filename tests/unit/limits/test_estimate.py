@@ -1,6 +1,7 @@
 """What calls are estimated to cost, and how estimates learn."""
 
 import random
+from dataclasses import replace
 
 from sluice.limits.estimate import FIRST_OUTPUT_TOKENS, RouteEstimate
 from sluice.types import Call, Endpoint, PromptSize, Tenant, Usage
@@ -36,7 +37,7 @@ def test_a_worker_that_lies_bends_an_estimate_within_bounds():
 
 
 def test_a_stream_that_was_left_costs_its_prompt_and_the_events_that_were_counted():
-    left = call(PromptSize(ascii=100))._replace(stream=True, prompt_tokens=30)
+    left = replace(call(PromptSize(ascii=100)), stream=True, prompt_tokens=30)
     assert RouteEstimate().spent(left, Usage(completion_tokens=7), 5.0) == Usage(30, 7, exact=False)
 
 
@@ -44,7 +45,7 @@ def test_a_whole_answer_that_was_left_costs_what_its_worker_will_have_done_by_th
     estimate = RouteEstimate()
     for _ in range(100):
         estimate.learn(call(PromptSize(ascii=100)), Usage(30, 10, exact=True), 1.0)
-    left = call(PromptSize(ascii=100), num_choices=2)._replace(prompt_tokens=30, output_tokens=32)
+    left = replace(call(PromptSize(ascii=100), num_choices=2), prompt_tokens=30, output_tokens=32)
     assert estimate.spent(left, Usage(), 0.55) == Usage(30, 10, exact=False)
     assert estimate.spent(left, Usage(), 60.0) == Usage(30, 32, exact=False)
 

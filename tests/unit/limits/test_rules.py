@@ -1,5 +1,6 @@
 """Whom a call counts for."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def test_a_call_of_the_gateways_own_costs_tokens_alone():
     known = rules(default={"rpm": 1, "tpm": 100, "concurrency": 1, "per_key": {"rpm": 5}})
     tenant = Tenant("acme", "k1")
 
-    [found] = known.subjects(call(tenant)._replace(is_child=True))
+    [found] = known.subjects(replace(call(tenant), is_child=True))
     assert found.numbers[:3] == (0, 100, 0)
     assert len(known.subjects(call(tenant))) == 2
 

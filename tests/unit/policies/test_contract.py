@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -38,7 +39,7 @@ def made(name: str) -> RoutingPolicy:
 
 def call(prompt: bytes = b"", *, id: str = "1", session: str = "", adapter: str | None = None) -> Call:
     prefix = block_hashes(prompt) if prompt else Prefix()
-    return CALL._replace(id=id, prefix=prefix, prompt_tokens=len(prompt) // 4, session=session, adapter=adapter, stream=True)
+    return replace(CALL, id=id, prefix=prefix, prompt_tokens=len(prompt) // 4, session=session, adapter=adapter, stream=True)
 
 
 CALLS = st.builds(call, PROMPTS, id=st.integers(0, 9).map(str), session=SESSIONS, adapter=ADAPTERS)
@@ -144,5 +145,5 @@ def test_a_worker_whose_engine_says_nothing_is_not_taken_for_idle(name):
     for worker in candidates[:2]:
         worker.load = EngineLoad(num_running=5, num_waiting=5)
     asked = call(b"x" * 8192)
-    picked = Counter(policy.pick(candidates, asked._replace(prefix=Prefix()), 0.0) for _ in range(300))
+    picked = Counter(policy.pick(candidates, replace(asked, prefix=Prefix()), 0.0) for _ in range(300))
     assert picked[candidates[2]] < 200

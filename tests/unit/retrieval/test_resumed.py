@@ -1,5 +1,6 @@
 """A stream with sources that breaks and goes on at another worker: edited as one stream."""
 
+from dataclasses import replace
 from typing import Any
 
 from sluice.retrieval.base import Passage
@@ -16,7 +17,7 @@ async def ground(call: Call) -> tuple[Call, Grounding]:
     body = call.body
     assert isinstance(body, bytes)
     grounded = body.replace(b"Tell me of the sea.", b"[1] It is salty. Question: Tell me of the sea.")
-    return call._replace(body=grounded), Grounded(Given(call.id, sources=(SOURCE,), tokens=9), Endpoint.CHAT)
+    return replace(call, body=grounded), Grounded(Given(call.id, sources=(SOURCE,), tokens=9), Endpoint.CHAT)
 
 
 def shown(told: Any) -> tuple[int, int, int]:

@@ -273,8 +273,8 @@ async def test_a_kept_connection_that_is_idle_is_not_held_to_the_time_of_a_head(
         await client.send(hasty.bytes("GET", "/livez"))
         await client.read_response()
         (protocol,) = hasty.connections
-        assert protocol.timeout_keep_alive_task is not None
-        assert protocol._read_timer is None
+        assert not protocol._read_timer.is_set
+        assert protocol._idle_timer.is_set
 
 
 # Bodies that stall

@@ -81,7 +81,7 @@ async def test_an_answer_that_waits_in_the_buffer_of_a_closing_connection_waits_
             await worker.wait_calls(1)
             await gateway.holds_nothing()
             (connection,) = gateway.connections
-            connection._calm()  # as if the transport had never paused us
+            connection._stall_timer.unset()  # as if the transport had never paused us
             connection._close()
             await gateway.until(lambda: not gateway.connections)
             await client.leave()
