@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import httptools
 
@@ -40,6 +40,17 @@ MAX_CHUNK_BYTES: Final = 2048  # of those that are known without a parser
 SIZE_LINES: Final = _size_lines(MAX_CHUNK_BYTES)
 
 
+class Sink:
+    """Where the body of an answer goes read by read, and who is told of its end."""
+
+    def take(self, data: bytes, chunk: bytes) -> None:
+        """A read's part of the body. Where that came as one whole chunk, `chunk` is it with its frame, else empty."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        raise NotImplementedError
+
+
 class Answer:
     """What a worker sends back for one request. Its state is the head, the body so far, and how it ended.
 
@@ -52,7 +63,7 @@ class Answer:
         self.num_bytes = 0
         self.ended = False
         self.error: GatewayError | None = None
-        self.on_end: Callable[[], None] | None = None
+        self.sink: Sink | None = None  # that is told of the end
         self._parts: list[bytes] = []
         self._loop = loop
         self._waiter: asyncio.Future[None] | None = None
@@ -74,8 +85,9 @@ class Answer:
         self.ended = True
         self.error = error
         self._wake()
-        if self.on_end is not None:
-            self.on_end()
+        sink, self.sink = self.sink, None
+        if sink is not None:
+            sink.end()
 
     # The reader's side
     async def has_head(self) -> None:
@@ -123,17 +135,6 @@ class Answer:
             self._waiter = None
 
 
-class Sink:
-    """Where the body of an answer goes read by read, and who is told of its end."""
-
-    def take(self, data: bytes, chunk: bytes) -> None:
-        """A read's part of the body. Where that came as one whole chunk, `chunk` is it with its frame, else empty."""
-        raise NotImplementedError
-
-    def end(self) -> None:
-        raise NotImplementedError
-
-
 class Connection(asyncio.Protocol):
     """One TCP or TLS connection. It is idle (`answer` is None), busy until its answer has ended, or closed."""
 
@@ -157,7 +158,7 @@ class Connection(asyncio.Protocol):
         self._keeps_alive = False
         self._body: list[bytes] = []
         self.on_body = self._body.append  # called by the parser, without a Python frame
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: Any = httptools.HttpResponseParser(self)
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else "idle" if self.answer is None else "busy"
@@ -192,7 +193,7 @@ class Connection(asyncio.Protocol):
             sink.end()
         else:
             self._sink = sink
-            answer.on_end = sink.end
+            answer.sink = sink
 
     def pause(self) -> None:
         if self._transport is not None:
@@ -253,7 +254,7 @@ class Connection(asyncio.Protocol):
             self._end(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self._transport = self._parser = None  # the parser holds us
         self.patience.close()
         self._on_lost(self)
         answer = self.answer

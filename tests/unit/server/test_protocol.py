@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,12 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from sluice.server.protocol import MAX_REFUSED_CONNECTIONS
+from sluice.exchange import Exchange
+from sluice.server.protocol import MAX_REFUSED_CONNECTIONS, Protocol
+from sluice.types import Call
+from sluice.upstream.connection import Answer
+from sluice.upstream.connections import Sending
+from sluice.wire.events import EventStream
 from tests.support import scripts
 from tests.support.scripted_worker import ScriptedWorker
 from tests.unit.in_process import ASK, CHAT, JSON, STREAM, Gateway, serving, settings, told
@@ -140,17 +146,27 @@ async def test_a_body_that_breaks_off_under_an_answer_ends_the_call(tmp_path: Pa
                 assert await client.read_rest() == b""
 
 
-async def num_cycles(gateway: Gateway, requests: list[bytes]) -> int:
-    """How many requests are still in memory after these, without the collector's help."""
+PER_CALL = (RequestResponseCycle, Call, Exchange, EventStream, Answer, Sending)
+
+
+async def left_of(gateway: Gateway, requests: list[bytes]) -> tuple[Counter[str], Counter[str]]:
+    """How many objects of each kind are still in memory behind these requests, and behind their connection, without the
+    collector's help."""
     gc.disable()
     gc.freeze()  # what there was before is neither looked at nor counted
+
+    def left() -> Counter[str]:
+        return Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, (*PER_CALL, Protocol)))
+
     try:
         async with gateway.connect() as client:
             for request in requests:
                 await client.send(request)
                 await client.read_response()
             await gateway.holds_nothing()
-            return sum(isinstance(thing, RequestResponseCycle) for thing in gc.get_objects())
+            behind_requests = left()
+        await gateway.until(lambda: not gateway.connections)
+        return behind_requests, left()
     finally:
         gc.unfreeze()
         gc.enable()
@@ -163,4 +179,6 @@ async def num_cycles(gateway: Gateway, requests: list[bytes]) -> int:
 async def test_a_request_leaves_no_work_for_the_collector(tmp_path: Path, options: dict[str, Any]):
     async with ScriptedWorker() as worker, serving(settings(tmp_path, worker)) as gateway:
         method, path = ("POST", CHAT) if options else ("GET", "/v1/models")
-        assert await num_cycles(gateway, [gateway.bytes(method, path, **options)] * 5) <= 1  # the connection has its last one
+        behind_requests, behind_connections = await left_of(gateway, [gateway.bytes(method, path, **options)] * 5)
+        assert max(behind_requests.values()) == 1  # the connection has its last one
+        assert not behind_connections

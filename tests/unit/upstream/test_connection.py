@@ -1,6 +1,8 @@
 """One answer, byte by byte: what a worker may send, and what becomes of it, with a transport that is played by hand."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from hypothesis import given
@@ -464,6 +466,21 @@ async def test_however_chunks_are_cut_into_reads_the_body_is_the_same(bodies: li
             data = data[cut:]
     upstream.feed(data)
     assert b"".join(sink.seen) == b"".join(bodies) + b"end" and sink.errors == [None]
+
+
+async def test_a_connection_that_is_lost_leaves_no_work_for_the_collector():
+    upstream = Upstream()
+    upstream.feed(CHUNKED_HEAD)
+    sink = KeepingSink(upstream)
+    gone = [weakref.ref(upstream.connection), weakref.ref(upstream.answer), weakref.ref(sink)]
+    gc.disable()
+    try:
+        upstream.connection.connection_lost(None)
+        upstream.lost.clear()
+        del upstream, sink
+        assert [ref() for ref in gone] == [None] * 3
+    finally:
+        gc.enable()
 
 
 async def test_pause_and_resume_reach_the_socket():
