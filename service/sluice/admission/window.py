@@ -9,7 +9,8 @@ calls waited here, the window grows: now and then by our part of one call, since
 and twofold a round at first, where its cache has become emptier, and where it has long not been full in spite of those tries
 and runs more than it ran when it was. (Calls that come and go leave gaps in a queue of one or two, so that it is not seen.)
 While such a try lasts no slot is spared there: who is tried is one of many, and not the one that a spared slot is for. It has
-failed where a queue stands, and also where the engine was given more than it ran when it was full, and did not run more.
+failed where a queue stands, and where the engine did not run more than when it was full, be it that it was not given more: a
+slot that nobody has tried would be the spared one, of a light tenant who then waits in the engine.
 
 Calls also stand in an engine that lacks no room but time, while it computes long prompts: it runs few then, some that get
 their tokens and the one whose prompt it is. A window of so few would keep the next prompt away when it is done. So where its
@@ -47,7 +48,6 @@ class Window:
         "_full_running",
         "_had_waiting",
         "_lately",
-        "_most",
         "_num_samples",
         "_ran",
         "_read_at",
@@ -68,7 +68,7 @@ class Window:
         )
         self._full_kv = 0.0  # how full its cache was when the engine was full
         self._full_running = 0  # and how many calls it ran
-        self._lately: deque[tuple[int, int]] = deque(maxlen=RAN_ROUNDS)  # by round: the most that it had, and that it ran
+        self._lately: deque[int] = deque(maxlen=RAN_ROUNDS)  # by round: the most that it ran
         self._tried_rounds = 0  # that are left of a try
         self._read_at = -inf
         # Of the round that goes on
@@ -76,7 +76,6 @@ class Window:
         self._num_samples = 0
         self._stood = inf  # the fewest that waited in the engine
         self._ran = 0  # the most that it ran
-        self._most = 0  # the most that it had, with those that waited
         self._had_waiting = False
         self._was_refused = False
         if settings.max_in_flight is not None:
@@ -102,16 +101,15 @@ class Window:
         self._num_samples += 1
         self._stood = min(self._stood, load.num_waiting_for_capacity)
         self._ran = max(self._ran, load.num_running)
-        self._most = max(self._most, load.num_running + load.num_waiting_for_capacity)
         if load.read_at - self._began_at < ROUND_S or (self._num_samples < MIN_SAMPLES and self._began_at > -inf):
             return
-        self._lately.append((self._most, self._ran))
+        self._lately.append(self._ran)
         if self._tried_rounds:
             self._tried_rounds -= 1
             if not self._tried_rounds and self._has_failed():
                 self._size -= share
         self._adapt(load, share)
-        self._began_at, self._num_samples, self._stood, self._ran, self._most = load.read_at, 0, inf, 0, 0
+        self._began_at, self._num_samples, self._stood, self._ran = load.read_at, 0, inf, 0
         self._had_waiting = self._was_refused = False
         most = self._settings.max_in_flight
         self._worker.window = float(max(1, ceil(self._size if most is None else min(self._size, most * share))))
@@ -130,7 +128,7 @@ class Window:
             total = load.num_running + load.num_waiting_for_capacity
             room = max(1, total - (self._stood - wanted))
             if load.kv_usage < self._settings.max_kv_usage / 2:
-                room = max(room, wanted + max([ran for _, ran in self._lately]))
+                room = max(room, wanted + max(self._lately))
             # What we had there counts and not the window, which may have been too large to matter, or not there yet.
             self._size = max(min(1.0, self._worker.in_flight / total) * room, room * share / 2)
             self._note_full(load)
@@ -148,9 +146,8 @@ class Window:
         self._size = max(self._size, 1.0)
 
     def _has_failed(self) -> bool:
-        """Of the try that is over: the engine was given more than it ran when it was full, and did not run more."""
-        rounds = list(self._lately)[-TRIED_ROUNDS:]
-        return max([ran for _, ran in rounds]) <= self._full_running < max([most for most, _ in rounds])
+        """Of the try that is over: the engine did not run more than when it was full."""
+        return max(list(self._lately)[-TRIED_ROUNDS:]) <= self._full_running
 
     def _note_full(self, load: EngineLoad) -> None:
         self._calm_rounds, self._full_kv, self._full_running = 0, load.kv_usage, self._ran

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, NamedTuple
 
-import orjson
 from fastapi import APIRouter, Request
 
 from sluice.admission.replicas import ReplicaCount
@@ -15,6 +14,8 @@ from sluice.api.bodies import BodyReader, Buffers
 from sluice.errors import BadRequest, NotFound
 from sluice.gateway import Served
 from sluice.keys import Door
+from sluice.types import Body
+from sluice.wire.json_body import object_of
 
 
 class Drain(NamedTuple):
@@ -43,7 +44,7 @@ def router(routes: Mapping[str, Served], replicas: ReplicaCount, door: Door, rea
         admin_of(request.scope["visit"], door)
         with buffers.hold() as held:
             body = await reader.read(request.scope["visit"], request.receive, held)
-            asked = _asked(body if isinstance(body, bytes) else b"".join(body))
+            asked = _asked(body)
         found = [
             (name, worker)
             for name, served in routes.items()
@@ -66,14 +67,9 @@ def router(routes: Mapping[str, Served], replicas: ReplicaCount, door: Door, rea
     return api
 
 
-def _asked(body: bytes) -> Drain:
+def _asked(body: Body) -> Drain:
     """Raises `BadRequest`."""
-    try:
-        asked = orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise BadRequest("The request body is not JSON.") from exc
-    if not isinstance(asked, dict) or not asked.keys() <= set(Drain._fields):
-        raise BadRequest(f"The request body must be a JSON object of {', '.join(Drain._fields)}.")
+    asked = object_of(body, frozenset(Drain._fields))
     drain = Drain(**{"worker": None, **asked})
     if type(drain.worker) is not str or type(drain.draining) is not bool or type(drain.route) not in (str, type(None)):
         raise BadRequest("`worker` must be the URL of a worker, `route` the name of a route, and `draining` true or false.")

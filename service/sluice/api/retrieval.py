@@ -17,6 +17,7 @@ from sluice.retrieval.filters import parse_filter
 from sluice.retrieval.hook import Hook
 from sluice.retrieval.wish import Wish
 from sluice.types import Tenant
+from sluice.wire.json_body import object_of
 
 # Dify's words for a condition, and OpenAI's; what has no word there is refused.
 COMPARED = {"is": "eq", "=": "eq", "is not": "ne", "≠": "ne", ">": "gt", "≥": "gte", "<": "lt", "≤": "lte"}
@@ -42,7 +43,7 @@ def router(hook: Hook | None, door: Door, reader: BodyReader, buffers: Buffers) 
             tenant = tenant_of(request.scope["visit"], door)
             with buffers.hold() as held:
                 body = await reader.read(request.scope["visit"], request.receive, held)
-                asked = _asked(body if isinstance(body, bytes) else b"".join(body))
+                asked = object_of(body)
             return _json(200, {"records": await _records(hook, tenant, asked)})
         except GatewayError as exc:
             return _json(exc.status, {"error_code": _code(exc), "error_msg": _message(exc)}, exc)
@@ -56,16 +57,6 @@ async def _records(hook: Hook | None, tenant: Tenant, asked: Mapping[str, Any]) 
     wish, query = _wish(asked)
     _, found = await hook.search(tenant, wish, [query])
     return [_record(passage) for passage in found.passages]
-
-
-def _asked(body: bytes) -> Mapping[str, Any]:
-    try:
-        asked = orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise BadRequest("The request body is not JSON.") from exc
-    if not isinstance(asked, dict):
-        raise BadRequest("The request body must be a JSON object.")
-    return asked
 
 
 def _wish(asked: Mapping[str, Any]) -> tuple[Wish, str]:

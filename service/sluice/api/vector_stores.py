@@ -32,6 +32,7 @@ from sluice.retrieval.hook import Hook
 from sluice.retrieval.process import Process
 from sluice.retrieval.wish import MODES, RANKERS, Wish
 from sluice.types import Tenant
+from sluice.wire.json_body import object_of
 
 IDLE_S = 60.0  # of the retrieval process: deleting from a large store takes a while
 CLIENT_LEFT = 499
@@ -156,7 +157,7 @@ def router(relaying: Relaying, hook: Hook, reader: BodyReader, buffers: Buffers)
         tenant = tenant_of(visit, relaying.door)
         with buffers.hold() as held:
             body = await reader.read(visit, request.receive, held)
-            asked = _asked(body if isinstance(body, bytes) else b"".join(body))
+            asked = object_of(body, SEARCH_MEMBERS)
         queries, found = await hook.search(tenant, _wish(store_id, asked), _queries(asked))
         relaying.metrics.store_request("POST", 200)
         page = {
@@ -171,18 +172,6 @@ def router(relaying: Relaying, hook: Hook, reader: BodyReader, buffers: Buffers)
         return Response(orjson.dumps(page), media_type="application/json")
 
     return api
-
-
-def _asked(body: bytes) -> dict[str, Any]:
-    try:
-        asked = orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise BadRequest("The request body is not JSON.") from exc
-    if not isinstance(asked, dict):
-        raise BadRequest("The request body must be a JSON object.")
-    for name in asked.keys() - SEARCH_MEMBERS:
-        raise BadRequest(f"`{name[:80]}` is not known here; known are {', '.join(sorted(SEARCH_MEMBERS))}.", param=name[:80])
-    return asked
 
 
 def _queries(asked: dict[str, Any]) -> list[str]:

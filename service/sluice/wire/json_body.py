@@ -7,13 +7,14 @@ the values; msgspec gives the raw bytes of every top-level member, of repeated o
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import msgspec
 import orjson
 
 from sluice.errors import BadRequest
+from sluice.types import Body
 from sluice.wire.cuts import Cut, cut
 
 MAX_MEMBERS = 1024  # of the top level; the largest of vLLM's requests knows about 60
@@ -106,6 +107,20 @@ class JsonBody:
             brace = self.data.rindex(b"}")
             cuts.append((brace, brace, (b"" if is_empty else b",") + b",".join(added)))
         return cuts
+
+
+def object_of(body: Body, known: Set[str] | None = None) -> dict[str, Any]:
+    """A small request's JSON object; raises `BadRequest` for anything else, and for members that are not `known`."""
+    try:
+        found = orjson.loads(body if isinstance(body, bytes) else b"".join(body))
+    except orjson.JSONDecodeError as exc:
+        raise BadRequest(f"The request body is not JSON: {exc}.") from exc
+    if not isinstance(found, dict):
+        raise BadRequest("The request body must be a JSON object.")
+    if known is not None:
+        for name in found.keys() - known:
+            raise BadRequest(f"`{name[:80]}` is not known here; known are {', '.join(sorted(known))}.", param=name[:80])
+    return found
 
 
 def _raw_members_of_large(data: bytes) -> Raws:

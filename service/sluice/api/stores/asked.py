@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from fastapi import Request
 
 from sluice.errors import BadRequest, BodyTooLarge
 from sluice.retrieval.catalog import Attachment, Page
 from sluice.retrieval.filters import scalar
+from sluice.wire.json_body import object_of
 
 BODY_LIMIT_BYTES = 1_048_576
 MAX_KEYS = 16
@@ -35,15 +35,7 @@ async def read_body(request: Request, known: frozenset[str]) -> Body:
         data += chunk
         if len(data) > BODY_LIMIT_BYTES:
             raise BodyTooLarge(f"The request body is larger than {BODY_LIMIT_BYTES} bytes.")
-    try:
-        body = orjson.loads(bytes(data)) if data.strip() else {}
-    except orjson.JSONDecodeError as exc:
-        raise BadRequest(f"The request body is not JSON: {exc}.") from exc
-    if not isinstance(body, dict):
-        raise BadRequest("The request body must be a JSON object.")
-    for name in body.keys() - known:
-        raise BadRequest(f"`{name[:80]}` is not known here; known are {', '.join(sorted(known))}.", param=name[:80])
-    return body
+    return object_of(bytes(data), known) if data.strip() else {}
 
 
 def text(body: Body, name: str, *, max_chars: int = MAX_NAME_CHARS) -> str | None:
