@@ -145,7 +145,7 @@ class Edge:
     def _line(self, visit: Visit) -> dict[str, Any]:
         """Never the key, the prompt or the answer."""
         line: dict[str, Any] = {
-            "time": int(self._wall_clock() * 1000) / 1000,
+            "time": int(self._wall_clock() * 1000 + 0.5) / 1000,
             "id": visit.id,
             "method": visit.scope["method"],
             "path": visit.scope["path"][:256],

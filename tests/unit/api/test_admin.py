@@ -98,7 +98,7 @@ async def test_who_is_no_admin_drains_nobody(tmp_path):
         ({}, 400, "URL of a worker"),
         ({"worker": "http://127.0.0.1:9", "draining": "no"}, 400, "true or false"),
         ({"worker": "http://127.0.0.1:9", "route": 1}, 400, "name of a route"),
-        ({"worker": "http://127.0.0.1:9", "drainig": False}, 400, "worker, route, draining"),
+        ({"worker": "http://127.0.0.1:9", "drainig": False}, 400, "known are draining, route, worker"),
         ({"worker": "http://127.0.0.1:8"}, 404, "in any route"),
         ({"worker": "http://127.0.0.1:9", "route": "other"}, 404, "in that route"),
     ],
