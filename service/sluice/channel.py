@@ -13,6 +13,8 @@ from sluice.sharing import ChannelAway
 
 NAME = "{sluice}:placements:1"  # the number is the format's: gateways of another one are not understood
 PATIENCE_S = 3.5  # a listener hears himself each second; after that there is nothing to hear any more
+# The last one is uvloop's word for a connection that was lost just before something was written.
+LOST = (RedisError, OSError, TimeoutError, RuntimeError)
 
 
 class RedisChannel:
@@ -33,7 +35,7 @@ class RedisChannel:
         """How many listeners it went to."""
         try:
             return int(await self._redis.publish(NAME, message))
-        except (RedisError, OSError, TimeoutError) as exc:
+        except LOST as exc:
             raise ChannelAway(_said(exc)) from exc
 
     async def messages(self) -> AsyncGenerator[bytes]:
@@ -47,7 +49,7 @@ class RedisChannel:
                         raise ChannelAway("nothing is heard, not even what we say ourselves")
                     if message["type"] == "message":
                         yield message["data"]
-        except (RedisError, OSError, TimeoutError) as exc:
+        except LOST as exc:
             raise ChannelAway(_said(exc)) from exc
 
     async def close(self) -> None:

@@ -148,16 +148,19 @@ class RedisStore:
 
     async def _pipeline(self, name: str, all_arguments: Sequence[Arguments]) -> list[Any]:
         """One script for many in one round trip; what failed is in the place of its answer."""
-        async with asyncio.timeout(self._timeout_s):
-            for _ in range(2):
-                sha = await self._sha(name)
-                pipeline = self._redis.pipeline(transaction=False)
-                for keys, arguments in all_arguments:
-                    pipeline.evalsha(sha, len(keys), *keys, *arguments)
-                results = await pipeline.execute(raise_on_error=False)
-                if not any(isinstance(result, NoScriptError) for result in results):
-                    break
-                self._shas.clear()  # restarted, or flushed: none of them was run
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                for _ in range(2):
+                    sha = await self._sha(name)
+                    pipeline = self._redis.pipeline(transaction=False)
+                    for keys, arguments in all_arguments:
+                        pipeline.evalsha(sha, len(keys), *keys, *arguments)
+                    results = await pipeline.execute(raise_on_error=False)
+                    if not any(isinstance(result, NoScriptError) for result in results):
+                        break
+                    self._shas.clear()  # restarted, or flushed: none of them was run
+        except RuntimeError as exc:  # uvloop's word for a connection that was lost just before we wrote
+            raise ConnectionResetError(_said(exc)) from exc
         self._num_slow = 0
         return list(results)
 
