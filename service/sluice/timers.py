@@ -33,6 +33,10 @@ class LazyTimer:
         if self._timer is None or due < self._fires_at:
             self._arm(due)
 
+    def set_in(self, delay_s: float, on_due: Callable[[], None]) -> None:
+        """The same, so many seconds from now."""
+        self.set(self._loop.time() + delay_s, on_due)
+
     def unset(self) -> None:
         self._on_due = None
 

@@ -18,6 +18,9 @@ class Loop(asyncio.AbstractEventLoop):
         self.handles.append(asyncio.TimerHandle(when, callback, args, self, context))
         return self.handles[-1]
 
+    def time(self) -> float:
+        return self.now
+
     def get_debug(self) -> bool:
         return False
 
@@ -67,6 +70,14 @@ def test_set_again_and_again_it_has_one_timer_in_the_loop_and_fires_for_the_last
     timer.set(9.9 + 5, note)
     loop.run_to(100)
     assert fired == [14.9] and not loop.handles
+
+
+def test_it_may_be_set_from_now_on():
+    loop, timer, fired, note = made()
+    loop.run_to(3)
+    timer.set_in(5, note)
+    loop.run_to(100)
+    assert fired == [8]
 
 
 def test_an_earlier_time_than_before_is_kept():

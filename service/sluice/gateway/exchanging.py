@@ -203,7 +203,7 @@ class Exchanging:
     def _gpu_ms(self, step_ms: float) -> float:
         """Its part of these steps: they worked on as many calls as were there, in the mean of when it came and went."""
         batch = (self._batch + (self.worker.in_flight if self.worker is not None else 1)) / 2
-        return int(step_ms / max(1.0, batch) * 1000 + 0.5) / 1000
+        return round(step_ms / max(1.0, batch), 3)
 
     def _close_attempt(self) -> None:
         attempt, self._attempt = self._attempt, None

@@ -79,7 +79,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         num_too_many = len(self.connections) - self._max_connections
         if num_too_many <= 0:
-            self._read_timer.set(self.loop.time() + self._timeouts.header_s, self._head_is_late)
+            self._read_timer.set_in(self._timeouts.header_s, self._head_is_late)
         elif num_too_many <= MAX_REFUSED_CONNECTIONS:
             self._refuse(Overloaded("Too many connections; try again in a moment."))
         else:
@@ -109,7 +109,7 @@ class Protocol(HttpToolsProtocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse_head()
             elif self._awaits_head and not self._read_timer.is_set:
-                self._read_timer.set(self.loop.time() + self._timeouts.header_s, self._head_is_late)
+                self._read_timer.set_in(self._timeouts.header_s, self._head_is_late)
 
     def _feed(self, data: bytes) -> None:
         while True:
@@ -176,7 +176,7 @@ class Protocol(HttpToolsProtocol):
     # What the client reads
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall_timer.set(self.loop.time() + self._timeouts.write_stall_s, self.transport.abort)
+        self._stall_timer.set_in(self._timeouts.write_stall_s, self.transport.abort)
         if self.pump is not None:
             self.pump.on_pause()
 
@@ -211,7 +211,8 @@ class Protocol(HttpToolsProtocol):
             if self.pipeline:
                 self._start_asgi_task(*self.pipeline.pop())
             else:
-                self._idle_timer.set(self.loop.time() + self.timeout_keep_alive, self._close)
+                keep_alive_s: Any = self.timeout_keep_alive  # uvicorn says int; we give it fractions
+                self._idle_timer.set_in(keep_alive_s, self._close)
         if self.cycle.response_complete and not self._awaits_head:
             self._awaits_head = True
             self._head_bytes = 0
@@ -227,7 +228,7 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is not None or self._is_deaf:
             super().shutdown()
             return
-        self._read_timer.set(self.loop.time() + min(FRESH_S, self._timeouts.header_s), self._close)
+        self._read_timer.set_in(min(FRESH_S, self._timeouts.header_s), self._close)
 
     def _ends_after_answers(self) -> bool:
         """Whether whole requests are waiting for their answers: then they get them, and the connection ends."""
@@ -280,7 +281,7 @@ class Protocol(HttpToolsProtocol):
         self.flow.resume_reading()
         with suppress(OSError):  # the client has just reset the connection; we shall be told
             self.transport.write_eof()
-        self._read_timer.set(self.loop.time() + min(LINGER_S, self._timeouts.body_idle_s), self._close)
+        self._read_timer.set_in(min(LINGER_S, self._timeouts.body_idle_s), self._close)
 
     def _close(self) -> None:
         """Close once the client has taken what is written, for which it has as long as ever."""
@@ -289,4 +290,4 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
         is_lost = self.parser is None
         if not is_lost and not self._stall_timer.is_set and self.transport.get_write_buffer_size():
-            self._stall_timer.set(self.loop.time() + self._timeouts.write_stall_s, self.transport.abort)
+            self._stall_timer.set_in(self._timeouts.write_stall_s, self.transport.abort)
