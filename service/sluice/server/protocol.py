@@ -74,6 +74,8 @@ class Protocol(HttpToolsProtocol):
         self._stall_timer = LazyTimer(self.loop)
         self._is_held = False  # the next answer waits until the client has read the one before
         self._idle_timer = LazyTimer(self.loop)  # between requests
+        untyped: Any = self  # uvicorn says that this is an int; we give it fractions
+        self._keep_alive_s: float = untyped.timeout_keep_alive
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -211,8 +213,7 @@ class Protocol(HttpToolsProtocol):
             if self.pipeline:
                 self._start_asgi_task(*self.pipeline.pop())
             else:
-                keep_alive_s: Any = self.timeout_keep_alive  # uvicorn says int; we give it fractions
-                self._idle_timer.set_in(keep_alive_s, self._close)
+                self._idle_timer.set_in(self._keep_alive_s, self._close)
         if self.cycle.response_complete and not self._awaits_head:
             self._awaits_head = True
             self._head_bytes = 0
