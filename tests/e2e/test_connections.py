@@ -275,3 +275,13 @@ async def test_http_1_0_gets_no_chunks_and_the_end_of_the_connection(
         head, _, rest = (await client.read_rest()).partition(b"\r\n\r\n")
     assert b" 200 " in head and b"transfer-encoding" not in head.lower()
     assert rest.endswith(vllm.DONE) if body is STREAM else rest.startswith(b"{") and rest.endswith(b"}")
+
+
+async def test_a_kept_connection_is_closed_when_it_was_idle_as_long_as_is_configured(worker: ScriptedWorker, tmp_path: Path):
+    settings = {"server": {"keep_alive_s": 0.2}, "routes": {"smollm2": {"workers": {"static": [worker.url]}}}}
+    async with serving(tmp_path, settings) as gateway, RawClient(gateway.url) as client:
+        for _ in range(2):
+            await client.send(request_bytes("GET", "/livez"))
+            assert (await client.read_response()).status == 200
+        async with asyncio.timeout(30):
+            assert await client.read_rest() == b""
